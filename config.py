@@ -1,0 +1,94 @@
+"""Settings: a flat dataclass per script, config files that are Python, and `--key=value`.
+
+    python train.py config/llama_16m.py config/my_changes.py --learning_rate=3e-4 --overwrite
+
+Config files are executed (they are code: run only those you trust) and may compute; every public
+name in one must be a setting, so a typo cannot pass. Helpers start with `_`. Later files win over
+earlier ones, the command line over files. A bare `--flag` is True, lists are `a,b`.
+"""
+import dataclasses
+import difflib
+import inspect
+import math
+import os
+import runpy
+import sys
+import typing
+
+
+def configure(cls, argv=None):
+    """The settings `cls` (a dataclass with defaults) after config files and flags.
+
+    argv: list of arguments, default sys.argv[1:]. Prints the commented dataclass and exits on
+    --help. Raises SystemExit with one line that names the setting, the value and the remedy.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if "--help" in argv or "-h" in argv:
+        print(help_text(cls))
+        sys.exit(0)
+    types = typing.get_type_hints(cls)
+    values = {}
+    for path in (a for a in argv if not a.startswith("-")):
+        for key, value in run_config_file(path).items():
+            values[key] = checked(types, key, value, path)
+    for flag in (a for a in argv if a.startswith("-")):
+        if not flag.startswith("--"):
+            sys.exit(f"error: '{flag}' is not a setting; write --key=value, or --help for the list")
+        key, equals, text = flag[2:].partition("=")
+        values[key] = checked(types, key, parsed(types, key, text) if equals else True, flag)
+    return cls(**values)
+
+
+def run_config_file(path):
+    """The public names a config file leaves behind, modules aside."""
+    if not os.path.isfile(path):
+        sys.exit(f"error: no config file '{path}' (settings are written --key=value)")
+    try:
+        names = runpy.run_path(path)
+    except SyntaxError as e:
+        sys.exit(f"error: {path}, line {e.lineno}: {e.msg}")
+    except Exception as e:  # whatever the user's own code raises
+        sys.exit(f"error: {path} failed: {type(e).__name__}: {e}")
+    return {k: v for k, v in names.items() if not k.startswith("_") and not inspect.ismodule(v)}
+
+
+def parsed(types, key, text):
+    """The text of a flag as the setting's type; text that does not fit stays text for checked()."""
+    kind = types.get(key, str)
+    if typing.get_origin(kind) is tuple:
+        return tuple(part for part in text.split(",") if part)
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
+    try:
+        return kind(text) if kind in (int, float) else text
+    except ValueError:
+        return text
+
+
+def checked(types, key, value, where):
+    """`value` as the type of setting `key`, or exit naming both and `where` it was written."""
+    if key not in types:
+        near = difflib.get_close_matches(key, types, 1)
+        hint = f"did you mean '{near[0]}'?" if near else "see --help; helpers in config files start with _"
+        sys.exit(f"error: {where}: there is no setting '{key}': {hint}")
+    kind = types[key]
+    if kind is float and type(value) is int:
+        value = float(value)
+    if typing.get_origin(kind) is typing.Literal:
+        fits, wanted = value in typing.get_args(kind), "one of " + ", ".join(typing.get_args(kind))
+    elif typing.get_origin(kind) is tuple:
+        fits = isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value)
+        value, wanted = tuple(value) if fits else value, "a list of strings (on the command line: a,b)"
+    else:
+        fits, wanted = type(value) is kind, {"str": "text", "bool": "True or False"}.get(kind.__name__, kind.__name__)
+    if fits and kind in (int, float) and not (value >= 0 and math.isfinite(value)):
+        fits, wanted = False, "a finite number, 0 or more"
+    if not fits:
+        sys.exit(f"error: {where}: '{key}' wants {wanted}, got {value!r}")
+    return value
+
+
+def help_text(cls):
+    """The script's docstring and the commented dataclasses: the manual is the code."""
+    sources = [inspect.getsource(c) for c in reversed(cls.__mro__[:-1])]
+    return "\n".join([inspect.getdoc(inspect.getmodule(cls)) or "", "", "Settings and defaults:", ""] + sources)

@@ -1,0 +1,321 @@
+"""What lives on disk: tokenizers, token shards, checkpoints. No pickle anywhere.
+
+    data/<name>/  train_00000.bin val_00000.bin ... (uint16, little endian, no header), the tokenizer, meta.json
+    out/<run>/    ckpt_<step>/ (config.json model.safetensors tokenizer sha256.json, the newest also
+                  state.safetensors state.json), last.json, best.json, metrics.jsonl, train_config.json
+
+Every folder explains itself: meta.json and sha256.json are written last and name every other file.
+torch is imported where it is needed, so that prepare.py's worker processes start fast.
+"""
+import base64
+import bisect
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import sentencepiece
+import tiktoken
+
+FORMAT_VERSION = 1
+DTYPE = np.dtype("<u2")  # a token on disk: vocabularies end at 65,536
+
+
+# --- tokenizers -----------------------------------------------------------------------------------
+
+class SentencePieceTokenizer:
+    """A sentencepiece `.model` file. Text such as '<s>' never becomes a special token."""
+
+    def __init__(self, path):
+        self.file = path
+        try:
+            self.sp = sentencepiece.SentencePieceProcessor(model_file=path)
+        except Exception:
+            sys.exit(f"error: {path} is not a sentencepiece model, or is damaged")
+        self.vocab_size = self.sp.vocab_size()
+        self.pad, self.bos, self.eos = (i if i >= 0 else None for i in
+                                        (self.sp.pad_id(), self.sp.bos_id(), self.sp.eos_id()))
+
+    def encode(self, text):
+        """Token ids of `text` (after the model's normalisation), without special tokens."""
+        return self.sp.encode(text)
+
+    def decode(self, ids):
+        return self.sp.decode([int(i) for i in ids])
+
+    def splits_at_blanks(self):
+        """True if encoding text equals encoding it cut before each blank: no piece reaches over a
+        blank, and none is added or removed. Then prepare.py encodes each distinct word once."""
+        inner = any("\u2581" in self.sp.id_to_piece(i)[1:] for i in range(self.vocab_size))
+        return not inner and self.decode(self.encode("  a  b ")) == "  a  b " and self.encode("a b") == \
+            self.encode("a") + self.encode(" b")
+
+
+class TiktokenTokenizer:
+    """A byte-level BPE kept in one JSON file: name, pattern, special tokens, ranks (base64)."""
+
+    def __init__(self, path):
+        self.file = path
+        try:
+            with open(path, encoding="utf-8") as f:
+                spec = json.load(f)
+            ranks = {base64.b64decode(token): rank for token, rank in spec["ranks"].items()}
+            self.bpe = tiktoken.Encoding(spec["name"], pat_str=spec["pattern"], mergeable_ranks=ranks,
+                                         special_tokens=spec["specials"])
+        except Exception as e:
+            sys.exit(f"error: {path} is not a tokenizer file of ours, or is damaged ({type(e).__name__}: {e})")
+        self.vocab_size = self.bpe.n_vocab
+        special = spec["specials"]
+        self.bos, self.eos, self.pad = (next((special[n] for n in names if n in special), None) for names in
+                                        (("<s>", "<|endoftext|>"), ("</s>", "<|endoftext|>"), ("<pad>",)))
+
+    def encode(self, text):
+        return self.bpe.encode_ordinary(text)
+
+    def decode(self, ids):
+        return self.bpe.decode([int(i) for i in ids])
+
+    def splits_at_blanks(self):
+        return False
+
+
+def load_tokenizer(path):
+    """The tokenizer in file `path`: sentencepiece (`.model`) or a tiktoken JSON (`.json`)."""
+    if not os.path.isfile(path):
+        sys.exit(f"error: no tokenizer file {path}")
+    return TiktokenTokenizer(path) if path.endswith(".json") else SentencePieceTokenizer(path)
+
+
+def save_tiktoken(encoding, path):
+    """Write a tiktoken Encoding to our JSON file, so that nothing is downloaded later."""
+    ranks = {base64.b64encode(token).decode(): rank for token, rank in encoding._mergeable_ranks.items()}
+    write_json(path, dict(name=encoding.name, pattern=encoding._pat_str,
+                          specials=encoding._special_tokens, ranks=ranks))
+
+
+# --- token shards ---------------------------------------------------------------------------------
+
+class Shards:
+    """One split of a data folder as a single memory-mapped token stream.
+
+    len() is the number of tokens; `windows(starts, n)` gives int64 (len(starts), n).
+    """
+
+    def __init__(self, data_dir, split):
+        self.meta = read_meta(data_dir)
+        names = [s for s in self.meta["shards"] if s["split"] == split]
+        if not names:
+            sys.exit(f"error: {data_dir} has no '{split}' split; prepare it again with one")
+        self.maps = [open_shard(data_dir, s) for s in names]
+        self.ends = np.cumsum([len(m) for m in self.maps]).tolist()
+
+    def __len__(self):
+        return self.ends[-1]
+
+    def windows(self, starts, n):
+        out = np.empty((len(starts), n), np.int64)
+        for row, start in zip(out, starts):
+            k, filled = bisect.bisect_right(self.ends, start), 0
+            start -= self.ends[k] - len(self.maps[k])
+            while filled < n:  # a window may reach over the end of a shard
+                part = self.maps[k][start:start + n - filled]
+                row[filled:filled + len(part)] = part
+                k, start, filled = k + 1, 0, filled + len(part)
+        return out
+
+
+def read_meta(data_dir):
+    """meta.json of a finished data folder."""
+    path = os.path.join(data_dir, "meta.json")
+    if not os.path.isdir(data_dir):
+        sys.exit(f"error: no data folder {data_dir}; make it with prepare.py")
+    if not os.path.isfile(path):
+        sys.exit(f"error: {data_dir} is unfinished (no meta.json); run prepare.py again")
+    meta = read_json(path)
+    if meta.get("format_version") != FORMAT_VERSION:
+        sys.exit(f"error: {path} has format {meta.get('format_version')}, this code reads {FORMAT_VERSION}; prepare it again")
+    return meta
+
+
+def open_shard(data_dir, entry):
+    """The shard as a read-only memory map, after its size and SHA-256 agree with meta.json."""
+    path = os.path.join(data_dir, entry["file"])
+    if not os.path.isfile(path):
+        sys.exit(f"error: {path} is missing; prepare {data_dir} again")
+    if os.path.getsize(path) != entry["tokens"] * DTYPE.itemsize:
+        sys.exit(f"error: {path} has {os.path.getsize(path)} bytes, meta.json says "
+                 f"{entry['tokens'] * DTYPE.itemsize}: truncated or foreign; prepare {data_dir} again")
+    if sha256(path) != entry["sha256"]:
+        sys.exit(f"error: {path} is not the shard meta.json describes (SHA-256 differs); prepare {data_dir} again")
+    return np.memmap(path, DTYPE, "r")
+
+
+# --- checkpoints ----------------------------------------------------------------------------------
+
+def save_checkpoint(out_dir, step, model, config, tokenizer_file, state=None):
+    """Write out_dir/ckpt_<step>/ whole or not at all, and return its name.
+
+    config: what config.json holds beside the format version. state: (tensors, counters), what only
+    resuming needs, both dicts, or None. Tied tensors are stored once. Nothing points to the folder
+    until `point_to` does.
+    """
+    from safetensors.torch import save_file
+
+    name = f"ckpt_{step}"
+    folder, tmp = os.path.join(out_dir, name), os.path.join(out_dir, name + ".tmp")
+    for stale in (tmp, folder):  # of a run that was killed here before
+        shutil.rmtree(stale, ignore_errors=True)
+    os.makedirs(tmp)
+    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    if model.cfg.tie_weights:
+        del weights["lm_head.weight"]
+    save_file(weights, os.path.join(tmp, "model.safetensors"))
+    write_json(os.path.join(tmp, "config.json"), dict(format_version=FORMAT_VERSION, **config))
+    shutil.copy(tokenizer_file, tmp)
+    if state:
+        save_file({k: v.detach().cpu().contiguous() for k, v in state[0].items()}, os.path.join(tmp, "state.safetensors"))
+        write_json(os.path.join(tmp, "state.json"), state[1])
+    write_json(os.path.join(tmp, "sha256.json"), {f: sha256(os.path.join(tmp, f)) for f in sorted(os.listdir(tmp))})
+    for f in os.listdir(tmp):
+        flush_to_disk(os.path.join(tmp, f))
+    flush_to_disk(tmp)
+    os.rename(tmp, folder)
+    flush_to_disk(out_dir)
+    return name
+
+
+def point_to(out_dir, pointer, name, step, val_ce):
+    """Make `last.json` or `best.json` name a checkpoint folder; the old pointer holds until then."""
+    write_json(os.path.join(out_dir, pointer), dict(folder=name, step=step, val_ce=val_ce))
+
+
+def drop_old_checkpoints(out_dir):
+    """Keep the folders that last.json and best.json name, and the optimizer's state in last only."""
+    pointers = [read_json(os.path.join(out_dir, p)) for p in ("last.json", "best.json")
+                if os.path.isfile(os.path.join(out_dir, p))]
+    keep = [p["folder"] for p in pointers]
+    for name in os.listdir(out_dir):
+        if name.startswith("ckpt_") and name not in keep:
+            shutil.rmtree(os.path.join(out_dir, name))
+    for name in keep[1:]:
+        if name != keep[0]:
+            for f in ("state.safetensors", "state.json"):
+                if os.path.exists(os.path.join(out_dir, name, f)):
+                    os.remove(os.path.join(out_dir, name, f))
+
+
+def find_checkpoint(path, prefer=("best.json", "last.json")):
+    """The checkpoint folder meant by `path`: itself, or the one a run folder points to."""
+    if path.endswith((".pt", ".pth", ".bin", ".pkl", ".ckpt")):
+        sys.exit(f"error: {path}: pickled checkpoints are never opened (unpickling runs code); "
+                 "name a run or checkpoint folder")
+    if not os.path.isdir(path):
+        sys.exit(f"error: no checkpoint at '{path}'")
+    if os.path.isfile(os.path.join(path, "config.json")):
+        return os.path.normpath(path)
+    for pointer in prefer:
+        file = os.path.join(path, pointer)
+        if os.path.isfile(file):
+            folder = os.path.join(path, str(read_json(file).get("folder")))
+            if not os.path.isdir(folder):
+                sys.exit(f"error: {file} names {folder}, which is not there")
+            return folder
+    sys.exit(f"error: {path} holds no checkpoint (no config.json, best.json or last.json)")
+
+
+def read_checkpoint_config(folder):
+    """config.json of a checkpoint folder, of a format this code reads."""
+    config = read_json(os.path.join(folder, "config.json"))
+    if config.get("format_version") != FORMAT_VERSION or "model" not in config:
+        sys.exit(f"error: {folder} has checkpoint format {config.get('format_version')}, this code reads {FORMAT_VERSION}")
+    return config
+
+
+def load_checkpoint(path, device="cpu"):
+    """A model in evaluation mode, its tokenizer and its config.json, from a run or checkpoint folder.
+    Checksums are verified first."""
+    from safetensors.torch import load_file
+
+    from model import LanguageModel, ModelConfig
+
+    folder = find_checkpoint(path)
+    config = read_checkpoint_config(folder)
+    verify(folder, ["config.json", "model.safetensors", config["tokenizer"]])
+    try:
+        cfg = ModelConfig(**config["model"])
+    except TypeError as e:
+        sys.exit(f"error: {folder}/config.json does not describe a model of ours: {e}")
+    model = LanguageModel(cfg)
+    weights = load_file(os.path.join(folder, "model.safetensors"))
+    if cfg.tie_weights:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    model.load_state_dict(weights)
+    return model.to(device).eval(), load_tokenizer(os.path.join(folder, config["tokenizer"])), config
+
+
+def load_state(folder):
+    """(tensors, counters) that `save_checkpoint` was given as state."""
+    from safetensors.torch import load_file
+
+    verify(folder, ["state.safetensors", "state.json"])
+    return load_file(os.path.join(folder, "state.safetensors")), read_json(os.path.join(folder, "state.json"))
+
+
+def verify(folder, files):
+    """Exit if one of `files` is missing or is not what the folder's sha256.json says."""
+    path = os.path.join(folder, "sha256.json")
+    if not os.path.isfile(path):
+        sys.exit(f"error: {folder} is unfinished (no sha256.json)")
+    expected = read_json(path)
+    for f in files:
+        if not os.path.isfile(os.path.join(folder, f)):
+            sys.exit(f"error: {os.path.join(folder, f)} is missing")
+        if sha256(os.path.join(folder, f)) != expected.get(f):
+            sys.exit(f"error: {os.path.join(folder, f)} is damaged (SHA-256 differs from sha256.json)")
+
+
+# --- small things ---------------------------------------------------------------------------------
+
+def read_json(path):
+    try:
+        with open(path, encoding="utf-8") as f:
+            return json.load(f)
+    except (OSError, ValueError) as e:
+        sys.exit(f"error: cannot read {path}: {e}")
+
+
+def write_json(path, value):
+    """Replace `path` by `value` in one step: a reader sees the old file or the new one."""
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
+        json.dump(value, f, indent=1, ensure_ascii=False)
+        f.write("\n")
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(path + ".tmp", path)
+
+
+def flush_to_disk(path):
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sha256(path):
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def git_revision():
+    """The code's commit, with '+' if files differ from it; 'unknown' outside a checkout."""
+    def git(*args):
+        return subprocess.run(["git", "-C", os.path.dirname(os.path.abspath(__file__)), *args],
+                              capture_output=True, text=True, check=True).stdout.strip()
+    try:
+        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,271 @@
+"""GPT-2 and Llama, side by side in one file.
+
+    python model.py config/llama_58m.py      # prints the model and its parameter count
+
+Shapes: B batch, T positions, C width (n_embd), H heads, D = C / H, V vocabulary.
+Modules carry the names of Hugging Face's Llama, with its half-split rotary layout, so Llama weights
+move in and out without renaming; GPT-2's fused, transposed projections are kept apart here.
+"""
+import math
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+from config import configure
+
+
+@dataclass
+class ModelConfig:
+    arch: Literal["llama", "gpt2"] = "llama"
+    vocab_size: int = 16000       # must equal the data's vocabulary
+    n_layer: int = 8
+    n_head: int = 8
+    n_kv_head: int = 0            # grouped-query attention: key/value heads; 0 = n_head
+    n_embd: int = 256
+    intermediate_size: int = 1024 # width inside the MLP
+    block_size: int = 256         # positions the model has
+    dropout: float = 0.0          # embedding, attention and residual
+    tie_weights: bool = False     # output head shares the input embedding (GPT-2: True)
+    rope_theta: float = 10000.0   # llama only
+    norm_eps: float = 1e-6        # gpt2: 1e-5
+
+
+class LanguageModel(nn.Module):
+    """Body and head. `model(x)` gives logits (B, T, V); `model(x, head_loss)` gives whatever
+    `head_loss(h, head)` makes of the final hidden states h (B, T, C) and the head module, inside
+    the module's forward, so that compilation and DDP see the whole step."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        check_model_config(cfg)
+        self.cfg = cfg
+        self.model = Transformer(cfg)
+        self.lm_head = nn.Linear(cfg.n_embd, cfg.vocab_size, bias=False)
+        self.init_weights()
+        if cfg.tie_weights:
+            self.lm_head.weight = self.model.embed_tokens.weight
+
+    def forward(self, x, head_loss=None):
+        h = self.model(x)  # (B, T, C)
+        return self.lm_head(h) if head_loss is None else head_loss(h, self.lm_head)
+
+    def init_weights(self):
+        """normal(0, 0.02), biases 0, norms 1; GPT-2's two residual projections are scaled by
+        1/sqrt(2 n_layer), Llama's are not (the Hugging Face defaults, as in the papers' code)."""
+        for m in self.modules():
+            if isinstance(m, (nn.Linear, nn.Embedding)):
+                nn.init.normal_(m.weight, std=0.02)
+                if getattr(m, "bias", None) is not None:
+                    nn.init.zeros_(m.bias)
+        if self.cfg.arch == "gpt2":
+            for layer in self.model.layers:
+                for proj in (layer.self_attn.o_proj, layer.mlp.down_proj):
+                    nn.init.normal_(proj.weight, std=0.02 / math.sqrt(2 * self.cfg.n_layer))
+
+    def n_params(self):
+        """Parameters, a tied head counted once."""
+        return sum(p.numel() for p in self.parameters())
+
+
+class Transformer(nn.Module):
+    """Token ids (B, T) to final hidden states (B, T, C), after the last norm."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.n_embd)
+        self.embed_positions = nn.Embedding(cfg.block_size, cfg.n_embd) if cfg.arch == "gpt2" else None
+        self.drop = nn.Dropout(cfg.dropout)
+        self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
+        self.norm = make_norm(cfg)
+        rope = rope_table(cfg) if cfg.arch == "llama" else (None, None)
+        self.register_buffer("cos", rope[0], persistent=False)  # (block_size, D)
+        self.register_buffer("sin", rope[1], persistent=False)
+
+    def forward(self, x):
+        T = x.shape[1]
+        h = self.embed_tokens(x)  # (B, T, C)
+        if self.embed_positions is not None:
+            h = h + self.embed_positions(torch.arange(T, device=x.device))
+            rope = None
+        else:
+            rope = self.cos[:T], self.sin[:T]
+        h = self.drop(h)
+        for layer in self.layers:
+            h = layer(h, rope)
+        return self.norm(h)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual stream."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.input_layernorm = make_norm(cfg)
+        self.self_attn = Attention(cfg)
+        self.post_attention_layernorm = make_norm(cfg)
+        self.mlp = SwiGLU(cfg) if cfg.arch == "llama" else MLP(cfg)
+        self.drop = nn.Dropout(cfg.dropout)
+
+    def forward(self, h, rope):
+        h = h + self.drop(self.self_attn(self.input_layernorm(h), rope))
+        return h + self.drop(self.mlp(self.post_attention_layernorm(h)))
+
+
+class Attention(nn.Module):
+    """Causal self-attention; with n_kv_head < n_head, groups of query heads share keys and values."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        bias = cfg.arch == "gpt2"
+        self.n_head, self.n_kv_head = cfg.n_head, cfg.n_kv_head or cfg.n_head
+        head_dim = cfg.n_embd // cfg.n_head
+        self.q_proj = nn.Linear(cfg.n_embd, self.n_head * head_dim, bias)
+        self.k_proj = nn.Linear(cfg.n_embd, self.n_kv_head * head_dim, bias)
+        self.v_proj = nn.Linear(cfg.n_embd, self.n_kv_head * head_dim, bias)
+        self.o_proj = nn.Linear(self.n_head * head_dim, cfg.n_embd, bias)
+        self.dropout = cfg.dropout
+
+    def forward(self, x, rope):
+        B, T, C = x.shape
+        q = self.q_proj(x).view(B, T, self.n_head, -1).transpose(1, 2)     # (B, H, T, D)
+        k = self.k_proj(x).view(B, T, self.n_kv_head, -1).transpose(1, 2)  # (B, H_kv, T, D)
+        v = self.v_proj(x).view(B, T, self.n_kv_head, -1).transpose(1, 2)
+        if rope is not None:
+            q, k = rotate(q, *rope), rotate(k, *rope)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.n_kv_head < self.n_head,
+                                           dropout_p=self.dropout if self.training else 0.0)
+        return self.o_proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    """GPT-2's: GELU in its tanh form ('gelu_new'), biases."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.up_proj = nn.Linear(cfg.n_embd, cfg.intermediate_size)
+        self.down_proj = nn.Linear(cfg.intermediate_size, cfg.n_embd)
+
+    def forward(self, x):
+        return self.down_proj(F.gelu(self.up_proj(x), approximate="tanh"))
+
+
+class SwiGLU(nn.Module):
+    """Llama's: silu(gate) * up, no biases."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.gate_proj = nn.Linear(cfg.n_embd, cfg.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(cfg.n_embd, cfg.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(cfg.intermediate_size, cfg.n_embd, bias=False)
+
+    def forward(self, x):
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, width, eps):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x):
+        z = x.float()
+        return self.weight * (z * torch.rsqrt(z.pow(2).mean(-1, keepdim=True) + self.eps)).type_as(x)
+
+
+def make_norm(cfg):
+    return RMSNorm(cfg.n_embd, cfg.norm_eps) if cfg.arch == "llama" else nn.LayerNorm(cfg.n_embd, cfg.norm_eps)
+
+
+def rope_table(cfg):
+    """cos and sin of position * theta^(-2i/D), each (block_size, D), the D/2 angles twice over."""
+    head_dim = cfg.n_embd // cfg.n_head
+    freqs = cfg.rope_theta ** (-torch.arange(0, head_dim, 2).float() / head_dim)
+    angles = torch.outer(torch.arange(cfg.block_size).float(), freqs).repeat(1, 2)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x, cos, sin):
+    """Rotary position embedding, half-split: pairs are (i, i + D/2). x (B, H, T, D), cos (T, D)."""
+    a, b = x.float().chunk(2, dim=-1)
+    return (x * cos + torch.cat((-b, a), dim=-1) * sin).type_as(x)
+
+
+def check_model_config(cfg):
+    """Exit with one line if the sizes do not make a model."""
+    for key in ("vocab_size", "n_layer", "n_head", "n_embd", "intermediate_size", "block_size"):
+        if getattr(cfg, key) < 1:
+            sys.exit(f"error: {key}={getattr(cfg, key)} must be at least 1")
+    if cfg.n_embd % cfg.n_head:
+        sys.exit(f"error: n_embd={cfg.n_embd} must be a multiple of n_head={cfg.n_head}")
+    if cfg.n_kv_head and cfg.n_head % cfg.n_kv_head:
+        sys.exit(f"error: n_head={cfg.n_head} must be a multiple of n_kv_head={cfg.n_kv_head}")
+    if cfg.arch == "llama" and cfg.n_embd // cfg.n_head % 2:
+        sys.exit(f"error: rotary positions need an even head width, got n_embd/n_head={cfg.n_embd // cfg.n_head}")
+    if not cfg.dropout < 1:
+        sys.exit(f"error: dropout={cfg.dropout} must be below 1")
+
+
+# --- int8, weight only, for frozen teachers -------------------------------------------------------
+
+class Int8Linear(nn.Module):
+    """y = (x W_q^T) * scale + b, with W_q int8 (out, in) and one scale per output channel."""
+
+    def __init__(self, table, scale, bias=None):
+        super().__init__()
+        self.register_buffer("weight", table)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias)
+
+    def forward(self, x):
+        y = F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+        return y if self.bias is None else y + self.bias
+
+
+class Int8Embedding(nn.Module):
+    """Rows of an int8 table (V, C) times the row's scale, in float32."""
+
+    def __init__(self, table, scale):
+        super().__init__()
+        self.register_buffer("weight", table)
+        self.register_buffer("scale", scale)
+
+    def forward(self, x):
+        return self.weight[x].float() * self.scale[x, None]
+
+
+@torch.no_grad()
+def quantize_int8_(model):
+    """Replace every Linear and Embedding of a LanguageModel by its symmetric int8 form, in place.
+    A tied head goes on sharing the embedding's table and scales."""
+    tables = {}  # id of a float weight -> its (int8 table, scale)
+
+    def quantized(weight):
+        if id(weight) not in tables:
+            scale = weight.abs().amax(dim=1).clamp(min=1e-12) / 127
+            tables[id(weight)] = (weight / scale[:, None]).round().to(torch.int8), scale
+        return tables[id(weight)]
+
+    for parent in list(model.modules()):
+        for name, m in list(parent.named_children()):
+            if isinstance(m, nn.Linear):
+                setattr(parent, name, Int8Linear(*quantized(m.weight), None if m.bias is None else m.bias.detach()))
+            elif isinstance(m, nn.Embedding):
+                setattr(parent, name, Int8Embedding(*quantized(m.weight)))
+    return model
+
+
+if __name__ == "__main__":
+    from distill import DistillConfig  # knows every setting a config file may hold
+
+    cfg = configure(DistillConfig)
+    with torch.device("meta"):
+        model = LanguageModel(cfg)
+    print(model)
+    print(f"{cfg.arch}: {cfg.n_layer} layers, {cfg.n_embd} wide, {cfg.n_head} heads, "
+          f"{cfg.block_size} positions, vocabulary {cfg.vocab_size}")
+    print(f"{model.n_params():,} parameters")

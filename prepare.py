@@ -1,0 +1,500 @@
+"""Text to token shards: clean, train a tokenizer on the training split, encode, describe.
+
+    python prepare.py --input_dir=babylm --data_dir=data/babylm --bos=line
+    python prepare.py --input_dir=babylm --download=2024        # fetch the official archives first
+    python prepare.py --input_dir=my_texts --val_fraction=0.05  # any folder of .txt
+
+Input is the BabyLM layout (train_10M/*.train, dev/*.dev, test/*.test, or the 2023 names babylm_10M,
+babylm_dev, babylm_test) or a folder of .txt files. Output: see disk.py. Text is read in blocks by
+worker processes, so memory does not grow with the corpus.
+"""
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import shutil
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Literal, NamedTuple
+
+import numpy as np
+import sentencepiece
+import tiktoken
+from tqdm import tqdm
+
+import disk
+from config import configure
+
+
+@dataclass
+class PrepareConfig:
+    input_dir: str = ""               # folder of text; with --download, where the archives are unpacked
+    data_dir: str = "data/babylm"     # folder to make
+    track: Literal["10M", "100M"] = "10M"  # which training folder, where there are two
+    tokenizer: str = ""               # use this one: a sentencepiece .model, our tiktoken .json, or gpt2; '' trains one
+    vocab_size: int = 16000           # of the tokenizer to train
+    bos: Literal["none", "document", "line"] = "none"  # where <s> goes. 'none' is the papers' way, but BLiMP is scored
+                                      # after <s>, which a model trained so has never seen
+    val_fraction: float = 0.0         # hold out this share of train as 'val'; dev then becomes 'test' (BabyLlama-2: 0.05)
+    download: Literal["", "2023", "2024", "2025"] = ""  # fetch this year's official text first
+    workers: int = 0                  # processes; 0 = one per core
+    overwrite: bool = False           # replace a finished data folder
+
+
+BLOCK_BYTES = 4 << 20    # text read at a time
+SHARD_TOKENS = 1 << 26   # a shard file holds at most this many (128 MiB)
+HEADING = re.compile(r"^= = = (.*?) = = =[ \t]*$", re.MULTILINE)
+
+
+def main(cfg):
+    if not cfg.input_dir:
+        sys.exit("error: say where the text is: --input_dir=FOLDER")
+    if not cfg.val_fraction < 1:
+        sys.exit(f"error: val_fraction={cfg.val_fraction} must be below 1")
+    if cfg.download:
+        download(cfg.download, cfg.track, cfg.input_dir)
+    blocks = find_blocks(cfg)
+    if os.path.exists(os.path.join(cfg.data_dir, "meta.json")) and not cfg.overwrite:
+        sys.exit(f"error: {cfg.data_dir} is already prepared; use --overwrite to replace it")
+    tmp = cfg.data_dir.rstrip("/") + ".tmp"
+    os.makedirs(tmp, exist_ok=True)
+    with open(os.path.join(tmp, "lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            sys.exit(f"error: another prepare.py is writing {tmp}")
+        for name in os.listdir(tmp):  # left by a run that was killed
+            if name != "lock":
+                os.remove(os.path.join(tmp, name))
+        with worker_map(cfg, blocks) as run:
+            tokenizer = get_tokenizer(cfg, tmp, blocks, run)
+            meta = write_shards(cfg, tmp, blocks, run, tokenizer)
+        disk.write_json(os.path.join(tmp, "meta.json"), meta)
+        os.remove(os.path.join(tmp, "lock"))
+        if os.path.exists(cfg.data_dir):
+            shutil.rmtree(cfg.data_dir + ".old", ignore_errors=True)
+            os.rename(cfg.data_dir, cfg.data_dir + ".old")
+        os.rename(tmp, cfg.data_dir)
+        shutil.rmtree(cfg.data_dir + ".old", ignore_errors=True)
+    report(cfg.data_dir, meta)
+
+
+# --- which text goes where ------------------------------------------------------------------------
+
+class Block(NamedTuple):
+    """Bytes [start, end) of a file, whole lines, and where they go."""
+    path: str
+    start: int
+    end: int
+    source: str     # e.g. 'childes': chooses the cleaner
+    split: str      # train, val or test
+    headings: bool  # the file has = = = Title = = = lines
+
+
+def find_blocks(cfg):
+    """All text under input_dir as Blocks, file by file in sorted order, train first."""
+    if not os.path.isdir(cfg.input_dir):
+        sys.exit(f"error: no input folder '{cfg.input_dir}'")
+    files = find_files(cfg)
+    dev = "test" if cfg.val_fraction else "val"
+    blocks = []
+    for folder_split, path in files:
+        source = os.path.basename(path).rsplit(".", 1)[0]
+        if folder_split == "train":
+            if source not in CLEANERS:
+                print(f"notice: no cleaner for source '{source}', its text is taken as it is")
+            blocks += cut_file(path, source, "train", cfg.val_fraction)
+        elif folder_split == "dev":
+            blocks += cut_file(path, source, dev)
+        elif not cfg.val_fraction:  # dev has taken the place of test
+            blocks += cut_file(path, source, "test")
+    size = Counter()
+    for b in blocks:
+        size[b.split] += b.end - b.start
+    if not size["train"]:
+        sys.exit(f"error: the training text under {cfg.input_dir} is empty")
+    if not size["val"]:
+        sys.exit(f"error: {cfg.input_dir} has no validation text; hold some out: --val_fraction=0.05")
+    return sorted(blocks, key=lambda b: ("train", "val", "test").index(b.split))
+
+
+def find_files(cfg):
+    """[(split, path)] of the BabyLM layout in input_dir or in a folder of it, else of .txt files."""
+    for root in [cfg.input_dir] + sorted(e.path for e in os.scandir(cfg.input_dir) if e.is_dir()):
+        for train in (f"train_{cfg.track}", f"babylm_{cfg.track}"):
+            if os.path.isdir(os.path.join(root, train)):
+                folders = [("train", train), ("dev", "dev"), ("dev", "babylm_dev"), ("test", "test"), ("test", "babylm_test")]
+                return [(split, path) for split, folder in folders
+                        for path in list_files(os.path.join(root, folder), "." + split)]
+    texts = [("train", path) for path in list_files(cfg.input_dir, ".txt")]
+    if not texts:
+        sys.exit(f"error: {cfg.input_dir} holds neither train_{cfg.track}/ or babylm_{cfg.track}/ (see --track) nor .txt files")
+    return texts
+
+
+def list_files(folder, ending):
+    if not os.path.isdir(folder):
+        return []
+    return [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(ending)]
+
+
+def cut_file(path, source, split, val_fraction=0.0):
+    """Blocks of about BLOCK_BYTES that end at line ends. The last `val_fraction` of each goes to
+    'val', so that what is held out is contiguous text from all over the file."""
+    size, blocks, start = os.path.getsize(path), [], 0
+    with open(path, "rb") as f:
+        headings = any(HEADING.match(line.decode("utf-8", "replace")) for line in f if line.startswith(b"= = ="))
+
+        def next_line_end(position):
+            f.seek(position)
+            f.readline()
+            return min(f.tell(), size)
+
+        while start < size:
+            end = next_line_end(min(start + BLOCK_BYTES, size) - 1)
+            cut = next_line_end(start + int((end - start) * (1 - val_fraction))) if val_fraction else end
+            blocks.append(Block(path, start, cut, source, split, headings))
+            if cut < end:
+                blocks.append(Block(path, cut, end, source, "val", headings))
+            start = end
+    return blocks
+
+
+def read_block(block):
+    """The block's text, and whether a document begins at its first character."""
+    with open(block.path, "rb") as f:
+        f.seek(max(block.start - 2, 0))
+        before = f.read(min(block.start, 2))
+        raw = f.read(block.end - block.start)
+    try:
+        return raw.decode("utf-8"), block.start == 0 or (not block.headings and before == b"\n\n")
+    except UnicodeDecodeError as e:
+        raise ValueError(f"{block.path}: byte {block.start + e.start} (0x{raw[e.start]:02x}) is not UTF-8; convert the file")
+
+
+def split_documents(text, headings, at_start):
+    """[(begins a document, text)]: one begins at each = = = Title = = = heading or, in a file
+    without headings, after each blank line, and at the file's start."""
+    begin = HEADING if headings else re.compile(r"(?<=\n\n)(?=[^\n])")
+    cuts = sorted({0, len(text), *(m.start() for m in begin.finditer(text))})
+    first = at_start or bool(headings and HEADING.match(text))
+    return [(i > 0 or first, text[a:b]) for i, (a, b) in enumerate(zip(cuts, cuts[1:]))]
+
+
+# --- cleaners, one per BabyLM source: text to text, each line by itself ----------------------------
+
+def clean_spoken(text):
+    """Runs of blanks become one, and none stands before . , ; ! ?"""
+    return re.sub(r" +(?=[.,;!?])", "", re.sub(r"[ \t]+", " ", text))
+
+
+def clean_cbt(text):
+    """As spoken text; also puts "do n't", "it 's", "we 'll" together again."""
+    return re.sub(r" (?=(?:n't|'(?:s|m|d|re|ve|ll))\b)", "", clean_spoken(text), flags=re.IGNORECASE)
+
+
+def clean_simple_wiki(text):
+    """Articles stand between blank lines: keep one line end between them."""
+    return re.sub(r"\n(?:[ \t]*\n)+", "\n", re.sub(r"^(?:[ \t]*\n)+", "", text))
+
+
+def clean_wikipedia(text):
+    """'= = = Title = = =' becomes 'Title'; lines are stripped of blanks."""
+    return re.sub(r"^[ \t]+|[ \t]+$", "", HEADING.sub(r"\1", text), flags=re.MULTILINE)
+
+
+def clean_open_subtitles(text):
+    """Drops credit lines ('Subtitles by ...')."""
+    return re.sub(r"^[^\w\n]*subtitle.*\n?", "", text, flags=re.IGNORECASE | re.MULTILINE)
+
+
+def clean_qed(text):
+    """Lines at least half in upper case: 'l' was 'I' before OCR; re-capitalised by sentence."""
+    return "\n".join(recapitalised(line) if shouted(line) else line for line in text.split("\n"))
+
+
+def shouted(line):
+    letters = [c for c in line if c.isalpha()]
+    return bool(letters) and 2 * sum(c.isupper() for c in letters) >= len(letters)
+
+
+def recapitalised(line):
+    line = re.sub(r"\bi\b", "I", line.replace("l", "I").lower())
+    return re.sub(r"(?:^|[.!?]\s)\W*\w", lambda m: m[0].upper(), line)
+
+
+def unchanged(text):
+    return text
+
+
+CLEANERS = dict(
+    aochildes=clean_spoken, childes=clean_spoken, bnc_spoken=clean_spoken, cbt=clean_cbt,
+    simple_wiki=clean_simple_wiki, simple_wikipedia=clean_simple_wiki, wikipedia=clean_wikipedia,
+    open_subtitles=clean_open_subtitles, qed=clean_qed,
+    children_stories=unchanged, gutenberg=unchanged, switchboard=unchanged)
+
+
+# --- tokenizer ------------------------------------------------------------------------------------
+
+# A word with the blank before it, if any. sentencepiece's BPE never merges over a blank, so counting
+# and encoding such words one by one gives what it would give for the text. Tabs and line ends stand
+# alone: they become byte tokens.
+WORDS = re.compile(r" ?[^ \t\n]+|[ \t\n]")
+
+
+def get_tokenizer(cfg, folder, blocks, run):
+    """The tokenizer asked for, its file put into `folder`."""
+    if not cfg.tokenizer:
+        return train_tokenizer(cfg, os.path.join(folder, "tokenizer.model"), blocks, run)
+    if cfg.tokenizer == "gpt2":
+        path = os.path.join(folder, "tokenizer.json")
+        try:
+            disk.save_tiktoken(tiktoken.get_encoding("gpt2"), path)
+        except Exception as e:  # it downloads its ranks on first use, through requests
+            sys.exit(f"error: tiktoken could not fetch gpt2's ranks ({type(e).__name__}); go online once, or use another tokenizer")
+    else:
+        if not os.path.isfile(cfg.tokenizer):
+            sys.exit(f"error: no tokenizer file '{cfg.tokenizer}' (a .model, a .json of ours, or gpt2)")
+        path = shutil.copy(cfg.tokenizer, os.path.join(folder, "tokenizer" + os.path.splitext(cfg.tokenizer)[1]))
+    tokenizer = disk.load_tokenizer(path)
+    if tokenizer.vocab_size > 65536:
+        sys.exit(f"error: tokenizer '{cfg.tokenizer}' has {tokenizer.vocab_size} entries; shards are uint16 and hold 65536 at most")
+    return tokenizer
+
+
+def train_tokenizer(cfg, path, blocks, run):
+    """sentencepiece BPE on the word counts of the cleaned training split. Nothing but NFKC is lost:
+    blanks are kept, no blank is put in front, what is not in the vocabulary becomes bytes."""
+    if not 300 <= cfg.vocab_size <= 65536:  # 4 specials, 256 bytes, some characters; tokens are uint16
+        sys.exit(f"error: vocab_size={cfg.vocab_size} must lie between 300 and 65536")
+    counts = Counter()
+    for words in run(count_words, [b for b in blocks if b.split == "train"], "counting words"):
+        counts.update(words)
+    words = path + ".tsv"
+    with open(words, "w", encoding="utf-8") as f:
+        f.writelines(f"{word}\t{n}\n" for word, n in sorted(counts.items()) if word not in " \t\n" and "\r" not in word)
+    try:
+        sentencepiece.SentencePieceTrainer.train(
+            input=words, input_format="tsv", model_prefix=path.removesuffix(".model"), model_type="bpe",
+            vocab_size=cfg.vocab_size, normalization_rule_name="nfkc", remove_extra_whitespaces=False,
+            add_dummy_prefix=False, byte_fallback=True, pad_id=0, bos_id=1, eos_id=2, unk_id=3,
+            max_sentence_length=1 << 30, num_threads=os.cpu_count(), minloglevel=2)
+    except RuntimeError as e:
+        sys.exit(f"error: sentencepiece cannot make {cfg.vocab_size} entries from this text: {str(e).splitlines()[-1]} "
+                 "(try a smaller --vocab_size)")
+    os.remove(words)
+    os.remove(path.removesuffix(".model") + ".vocab")
+    return disk.load_tokenizer(path)
+
+
+def count_words(block):
+    return Counter(WORDS.findall(clean(block, read_block(block)[0])))
+
+
+def clean(block, text):
+    return CLEANERS.get(block.source, unchanged)(text)
+
+
+# --- encoding -------------------------------------------------------------------------------------
+
+def write_shards(cfg, folder, blocks, run, tokenizer):
+    """Encode all blocks into shards, in order, and return what meta.json says."""
+    if cfg.bos != "none" and tokenizer.bos is None:
+        sys.exit(f"error: --bos={cfg.bos} needs a tokenizer with a beginning-of-text token")
+    shards, words = [], {}
+    encode = partial(encode_block, tokenizer_file=tokenizer.file, bos=cfg.bos)
+    file = None
+    for block, (tokens, n_words) in zip(blocks, run(encode, blocks, "encoding")):
+        by_source = words.setdefault(block.split, {})
+        by_source[block.source] = by_source.get(block.source, 0) + n_words
+        while tokens:
+            if not shards or shards[-1]["split"] != block.split or shards[-1]["tokens"] == SHARD_TOKENS:
+                index = sum(s["split"] == block.split for s in shards)
+                shards.append(dict(split=block.split, file=f"{block.split}_{index:05d}.bin", tokens=0, sha256=hashlib.sha256()))
+                if file:
+                    file.close()
+                file = open(os.path.join(folder, shards[-1]["file"]), "wb")
+            room = (SHARD_TOKENS - shards[-1]["tokens"]) * disk.DTYPE.itemsize
+            part, tokens = tokens[:room], tokens[room:]
+            file.write(part)
+            shards[-1]["sha256"].update(part)
+            shards[-1]["tokens"] += len(part) // disk.DTYPE.itemsize
+    file.close()
+    for s in shards:
+        disk.flush_to_disk(os.path.join(folder, s["file"]))
+        s["bytes"], s["sha256"] = s["tokens"] * disk.DTYPE.itemsize, s["sha256"].hexdigest()
+    return dict(
+        format_version=disk.FORMAT_VERSION, vocab_size=tokenizer.vocab_size, tokenizer=os.path.basename(tokenizer.file),
+        tokenizer_sha256=disk.sha256(tokenizer.file), pad=tokenizer.pad, bos=tokenizer.bos, eos=tokenizer.eos,
+        options={k: v for k, v in asdict(cfg).items() if k not in ("data_dir", "input_dir", "workers", "overwrite")},
+        cleaners={b.source: CLEANERS.get(b.source, unchanged).__name__ for b in blocks},
+        git_revision=disk.git_revision(), words=words, shards=shards)
+
+
+def encode_block(block, tokenizer_file, bos):
+    """The block's tokens as little-endian uint16 bytes, and its number of words after cleaning."""
+    encode, bos_token = encoder(tokenizer_file)
+    text, at_start = read_block(block)
+    if bos == "document":
+        parts = [(new, clean(block, part)) for new, part in split_documents(text, block.headings, at_start)]
+    elif bos == "line":
+        parts = [(bool(line.strip()), line) for line in re.findall(r"[^\n]*\n|[^\n]+", clean(block, text))]
+    else:
+        parts = [(False, clean(block, text))]
+    out = [token for new, part in parts for token in ([bos_token, encode(part)] if new else [encode(part)])]
+    return b"".join(out), sum(len(part.split()) for _, part in parts)
+
+
+_encoders = {}  # of this process: it keeps the words it has met
+
+
+def encoder(tokenizer_file):
+    """(text -> bytes, the BOS token as bytes) of a tokenizer file."""
+    if tokenizer_file not in _encoders:
+        tokenizer = disk.load_tokenizer(tokenizer_file)
+        words = WordTokens(tokenizer)
+        by_word = lambda text: b"".join(map(words.__getitem__, WORDS.findall(text)))
+        encode = by_word if tokenizer.splits_at_blanks() else words.tokens
+        _encoders[tokenizer_file] = encode, b"" if tokenizer.bos is None else disk.DTYPE.type(tokenizer.bos).tobytes()
+    return _encoders[tokenizer_file]
+
+
+class WordTokens(dict):
+    """word -> its tokens as bytes, each word encoded once. Emptied at a million words."""
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+
+    def tokens(self, text):
+        return np.array(self.tokenizer.encode(text), disk.DTYPE).tobytes()
+
+    def __missing__(self, word):
+        if len(self) > 1_000_000:
+            self.clear()
+        self[word] = tokens = self.tokens(word)
+        return tokens
+
+
+# --- helpers --------------------------------------------------------------------------------------
+
+class worker_map:
+    """`with worker_map(cfg, blocks) as run: run(function, blocks, title)` maps in order, over worker
+    processes where there is enough text to pay for them, with a progress bar in bytes."""
+
+    def __init__(self, cfg, blocks):
+        workers = min(cfg.workers or os.cpu_count(), len(blocks))
+        big = sum(b.end - b.start for b in blocks) > 4 * BLOCK_BYTES
+        self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 and big else nullcontext()
+
+    def __enter__(self):
+        self.pool.__enter__()
+        return self.run
+
+    def __exit__(self, *exc):
+        return self.pool.__exit__(*exc)
+
+    def run(self, function, blocks, title):
+        results = self.pool.map(function, blocks) if isinstance(self.pool, ProcessPoolExecutor) else map(function, blocks)
+        with tqdm(total=sum(b.end - b.start for b in blocks), desc=title, unit="B", unit_scale=True,
+                  disable=not sys.stderr.isatty()) as bar:
+            try:
+                for block, result in zip(blocks, results):
+                    yield result
+                    bar.update(block.end - block.start)
+            except ValueError as e:  # read_block's: file and byte
+                sys.exit(f"error: {e}")
+
+
+def report(data_dir, meta):
+    for split, sources in meta["words"].items():
+        tokens = sum(s["tokens"] for s in meta["shards"] if s["split"] == split)
+        print(f"{split:5}  {sum(sources.values()):>11,} words  {tokens:>11,} tokens  ({', '.join(sources)})")
+    print(f"{data_dir}: vocabulary {meta['vocab_size']}, bos={meta['options']['bos']}")
+
+
+# --- download -------------------------------------------------------------------------------------
+
+OFFICIAL = {  # year -> {archive: address}; 2024's addresses are asked of the archive's listing
+    "2023": {"babylm_data.zip": "https://github.com/babylm/babylm.github.io/raw/main/babylm_data.zip"},
+    "2024": "https://api.osf.io/v2/nodes/ad7qg/files/osfstorage/",
+    "2025": {"train_10M.zip": "https://osf.io/download/y7djq/", "train_100M.zip": "https://osf.io/download/ywea7/",
+             "dev.zip": "https://osf.io/download/uyd7v/", "test.zip": "https://osf.io/download/ftwu3/"},
+}
+
+
+def download(year, track, folder):
+    """Fetch and unpack the official archives of `year` that `track` needs into `folder`."""
+    os.makedirs(folder, exist_ok=True)
+    other = "100M" if track == "10M" else "10M"
+    archives = OFFICIAL[year]
+    try:
+        if isinstance(archives, str):
+            archives = list_osf(archives, "text_data")
+        for name, address in archives.items():
+            if name != f"train_{other}.zip":
+                address, digest = address if isinstance(address, tuple) else (address, None)
+                path = os.path.join(folder, name)
+                fetch(address, path, digest)
+                with zipfile.ZipFile(path) as z:
+                    z.extractall(folder)
+    except (urllib.error.URLError, OSError, ValueError, zipfile.BadZipFile) as e:
+        sys.exit(f"error: download of {year} failed ({e}); the archives can also be fetched by hand and unpacked into {folder}")
+
+
+def list_osf(address, folder):
+    """{archive: (address, SHA-256)} of a folder of an OSF project, by its public listing."""
+    def entries(url):
+        while url:
+            with urllib.request.urlopen(url, timeout=60) as r:
+                page = json.load(r)
+            yield from page["data"]
+            url = page["links"].get("next")
+    for e in entries(address):
+        if e["attributes"]["name"] == folder:
+            return {f["attributes"]["name"]: (f["links"]["download"], f["attributes"]["extra"]["hashes"]["sha256"])
+                    for f in entries(e["relationships"]["files"]["links"]["related"]["href"])
+                    if f["attributes"]["name"].endswith(".zip")}
+    raise ValueError(f"no {folder} at {address}")
+
+
+def fetch(address, path, digest=None):
+    """Download to `path`, going on where an earlier try stopped (`path`.part); checks SHA-256 if known."""
+    if os.path.exists(path):
+        return
+    part = path + ".part"
+    have = os.path.getsize(part) if os.path.exists(part) else 0
+    request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        with urllib.request.urlopen(request, timeout=60) as r:
+            have = have if r.status == 206 else 0  # a server that ignores Range sends all of it again
+            total = have + int(r.headers.get("Content-Length") or 0)
+            with open(part, "ab" if have else "wb") as f, tqdm(
+                    total=total, initial=have, desc=os.path.basename(path), unit="B", unit_scale=True) as bar:
+                while data := r.read(1 << 20):
+                    f.write(data)
+                    bar.update(len(data))
+    except urllib.error.HTTPError as e:
+        if e.code != 416:  # 416: nothing is left to fetch
+            raise
+        total = have
+    if os.path.getsize(part) < total:
+        raise OSError(f"{address} broke off at {os.path.getsize(part)} of {total} bytes; run again to go on")
+    got = disk.sha256(part)
+    if digest and got != digest:
+        os.remove(part)
+        raise OSError(f"{address} has SHA-256 {got}, expected {digest}")
+    print(f"{path}: SHA-256 {got}" + (" as expected" if digest else " (none published to compare with)"))
+    os.rename(part, path)
+
+
+if __name__ == "__main__":
+    main(configure(PrepareConfig))

@@ -1,0 +1,475 @@
+"""Pre-train a GPT-2 or Llama on token shards. `train()` is the one training loop: distill.py hands
+it another loss.
+
+    python train.py config/llama_16m.py --data_dir=data/babylm --out_dir=out/llama_16m
+    torchrun --nproc_per_node=4 train.py config/gpt2_705m.py
+    python train.py config/gpt2_705m.py --resume
+
+A step is an optimizer step; a chunk is `seq_len` contiguous tokens and the one after them.
+"""
+import contextlib
+import json
+import math
+import os
+import re
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass, fields
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import disk
+from config import configure
+from model import LanguageModel, ModelConfig, check_model_config
+
+
+@dataclass
+class TrainConfig(ModelConfig):
+    # where
+    data_dir: str = "data/babylm"
+    out_dir: str = "out/run"
+    resume: bool = False          # go on from the last checkpoint in out_dir
+    overwrite: bool = False       # delete the run in out_dir first
+    # data
+    seq_len: int = 128            # tokens in a training chunk, at most block_size
+    epochs: int = 4
+    max_iters: int = 0            # optimizer steps; 0 = as many as the epochs have
+    batch_size: int = 128         # sequences per optimizer step, all ranks together
+    micro_batch_size: int = 0     # sequences at a time on one rank (memory); 0 = batch_size / ranks
+    random_offset: bool = False   # shift each chunk by 0..seq_len-1 at each visit (the published code; the papers do not)
+    seed: int = 42
+    # AdamW and its schedule: linear warm-up, then cosine to min_lr; decay on matrices only
+    learning_rate: float = 3e-4
+    min_lr: float = 0.0
+    warmup_iters: int = 200
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    adam_eps: float = 1e-8
+    grad_clip: float = 1.0        # global norm; 0 = off
+    # validation and logging, in steps
+    eval_interval: int = 500      # validation and checkpoint; 0 = at the end of each epoch
+    eval_chunks: int = 8192       # validation chunks, the same ones each time; 0 = all
+    log_interval: int = 10
+    wandb: bool = False           # also log there (pip install wandb)
+    # machine
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the arithmetic; weights are float32. auto: bfloat16 where hardware multiplies it
+    compile: bool = True
+    deterministic: Literal["auto", "on", "off"] = "auto"    # same seed, same bits. auto: on for CPU
+
+
+class Batch(NamedTuple):
+    x: torch.Tensor      # (B, T) token ids
+    y: torch.Tensor      # (B, T) the ids one position on: both losses see all T positions
+    index: torch.Tensor  # (B,) number of the chunk in the training split
+
+
+def next_token_loss(model, batch):
+    """Cross-entropy in nats per token, and the parts to log."""
+    def head_loss(h, head):  # h (B, T, C)
+        ce = F.cross_entropy(head(h).float().flatten(0, 1), batch.y.flatten())
+        return ce, {"ce": ce.detach()}
+    return model(batch.x, head_loss)
+
+
+def train(cfg, run, loss_fn=next_token_loss, provenance={}, first_record={}):
+    """Train a model from `cfg` on `run` (see `start`) until its steps are done.
+
+    loss_fn(model, batch) -> (loss, {name: detached scalar}): a mean over the batch's sequences;
+    `model` may be DDP's wrapper. provenance goes into every checkpoint's config.json, first_record
+    into step 0 of metrics.jsonl.
+    """
+    torch.manual_seed(cfg.seed)
+    model = LanguageModel(model_config(cfg)).to(run.device)
+    optimizer = make_optimizer(model, cfg)
+    steps_per_epoch, total = count_steps(cfg, run)
+    step, best = 0, math.inf
+    step, best = load_run(cfg, run, model, optimizer) if cfg.resume else (0, math.inf)
+    metrics = Metrics(cfg, run, step, first_record)
+    announce(cfg, run, model, steps_per_epoch, total)
+    if run.compile:
+        model.compile(dynamic=False)  # in place: checkpoint keys stay clean
+    ddp = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True,
+                                  device_ids=[run.device] if run.device.type == "cuda" else None) if run.world > 1 else model
+    micro_steps = cfg.batch_size // (run.micro_batch * run.world)
+    order = ChunkOrder(cfg, run)
+    finite = torch.ones((), dtype=torch.bool, device=run.device)
+    bar = tqdm(total=total, initial=step, disable=run.rank > 0 or not sys.stderr.isatty(), dynamic_ncols=True)
+    clock, clock_step = time.perf_counter(), step
+
+    model.train()
+    while step < total:
+        lr = learning_rate(cfg, step, total)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        sums = {}
+        for micro_step in range(micro_steps):
+            batch = order.batch(step, micro_step)
+            seed_dropout(cfg.seed, step, micro_step, run.rank)
+            last = micro_step == micro_steps - 1
+            with contextlib.nullcontext() if last or ddp is model else ddp.no_sync():
+                with run.autocast():
+                    loss, parts = loss_fn(ddp, batch)
+                (loss / micro_steps).backward()
+            for name, value in {"loss": loss.detach(), **parts}.items():
+                sums[name] = sums.get(name, 0) + value / micro_steps
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or math.inf)
+        finite &= grad_norm.isfinite()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        step += 1
+        bar.update()
+
+        save = step == total or step % (cfg.eval_interval or steps_per_epoch) == 0
+        if save or step % cfg.log_interval == 0:
+            values = mean_over_ranks(torch.stack(list(sums.values())), run).tolist()
+            record = dict(step=step, epoch=round(step / steps_per_epoch, 4), tokens=step * cfg.batch_size * cfg.seq_len,
+                          **dict(zip(sums, values)), lr=lr, grad_norm=grad_norm.item())
+            if not finite:
+                sys.exit(f"error: loss or gradient was not finite at or before step {step} (rank {run.rank}); the last good "
+                         f"checkpoint is {last_checkpoint(cfg)}; lower learning_rate or raise warmup_iters")
+            record["tokens_per_s"] = round((step - clock_step) * cfg.batch_size * cfg.seq_len / (time.perf_counter() - clock))
+            if save:
+                model.eval()
+                record["val_ce"] = evaluate(model.forward, cfg, run)  # forward: validation shapes are not compiled for
+                model.train()
+            metrics.log(record, bar)
+            if save:
+                save_run(cfg, run, model, optimizer, step, record["val_ce"], min(best, record["val_ce"]), provenance)
+                best = min(best, record["val_ce"])
+            clock, clock_step = time.perf_counter(), step
+    bar.close()
+    if run.rank == 0:
+        print(f"done: {cfg.out_dir}, best validation loss {best:.4f} nats per token")
+    return model
+
+
+# --- starting: machine, data, checks --------------------------------------------------------------
+
+class Run(NamedTuple):
+    """What a config becomes on this machine."""
+    device: torch.device
+    rank: int
+    world: int
+    micro_batch: int     # sequences per forward on this rank
+    bf16: bool
+    compile: bool
+    shards: disk.Shards  # the training split
+    val: np.ndarray      # (this rank's validation chunks, T + 1)
+    tokenizer_file: str
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def start(cfg):
+    """The Run for `cfg`, with the process group started under torchrun. What a user can get wrong
+    in settings, data or out_dir ends here in one line; nothing is written."""
+    for key in ("seq_len", "batch_size", "log_interval"):
+        if getattr(cfg, key) < 1:
+            sys.exit(f"error: {key}={getattr(cfg, key)} must be at least 1")
+    check_model_config(cfg)
+    if cfg.seq_len > cfg.block_size:
+        sys.exit(f"error: chunks of seq_len={cfg.seq_len} are longer than the model's block_size={cfg.block_size}")
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    micro_batch = cfg.micro_batch_size or max(cfg.batch_size // world, 1)
+    if cfg.batch_size % (micro_batch * world):
+        sys.exit(f"error: batch_size={cfg.batch_size} must be a multiple of micro_batch_size x ranks = {micro_batch} x {world}")
+    shards = disk.Shards(cfg.data_dir, "train")
+    if shards.meta["vocab_size"] != cfg.vocab_size:
+        sys.exit(f"error: vocab_size={cfg.vocab_size}, but {cfg.data_dir} has {shards.meta['vocab_size']}: "
+                 f"use --vocab_size={shards.meta['vocab_size']}")
+    val = validation_chunks(cfg, disk.Shards(cfg.data_dir, "val"))[rank::world]
+    held = os.path.exists(os.path.join(cfg.out_dir, "last.json"))
+    if held and not (cfg.resume or cfg.overwrite):
+        sys.exit(f"error: {cfg.out_dir} already holds a run; use --resume to go on with it or --overwrite to delete it")
+    if cfg.resume and not held:
+        sys.exit(f"error: {cfg.out_dir} has no checkpoint to resume from")
+    device = pick_device(cfg)
+    if cfg.deterministic == "on" or cfg.deterministic == "auto" and device.type == "cpu":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    bf16 = cfg.dtype == "bfloat16" or cfg.dtype == "auto" and multiplies_bf16(device)
+    return Run(device, rank, world, micro_batch, bf16, cfg.compile and can_compile(device, rank), shards, val,
+               os.path.join(cfg.data_dir, shards.meta["tokenizer"]))
+
+
+def pick_device(cfg):
+    if cfg.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("error: device='cuda', but torch finds no CUDA device; use --device=cpu")
+    if cfg.device == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")  # Apple's MPS is not supported: nobody has tested it
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    torch.cuda.set_device(device)
+    return device
+
+
+def multiplies_bf16(device):
+    """True where the hardware multiplies bfloat16 faster than float32: AMX or AVX-512-BF16 on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        with open("/proc/cpuinfo") as f:
+            return bool(re.search(r"\b(amx_bf16|avx512_bf16)\b", f.read()))
+    except OSError:
+        return False
+
+
+def can_compile(device, rank):
+    """Try torch.compile on a trivial function; one line of notice if the machine lacks what it needs."""
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
+        return True
+    except Exception as e:
+        if rank == 0:
+            print(f"notice: running uncompiled, torch.compile does not work here: {str(e).strip().splitlines()[0]}")
+        return False
+
+
+def model_config(cfg):
+    return ModelConfig(**{f.name: getattr(cfg, f.name) for f in fields(ModelConfig)})
+
+
+def make_optimizer(model, cfg):
+    """AdamW; weight decay on matrices and embeddings, not on biases and norms (as in HF's Trainer)."""
+    params = list(model.parameters())
+    groups = [dict(params=[p for p in params if p.dim() >= 2], weight_decay=cfg.weight_decay),
+              dict(params=[p for p in params if p.dim() < 2], weight_decay=0.0)]
+    return torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=cfg.adam_eps, fused=True)
+
+
+def learning_rate(cfg, step, total):
+    """Linear warm-up to learning_rate over warmup_iters steps, then half a cosine to min_lr at the last."""
+    if step < cfg.warmup_iters:
+        return cfg.learning_rate * (step + 1) / (cfg.warmup_iters + 1)
+    progress = (step - cfg.warmup_iters) / max(total - cfg.warmup_iters, 1)
+    return cfg.min_lr + (cfg.learning_rate - cfg.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def announce(cfg, run, model, steps_per_epoch, total):
+    """One line each: parameters, tokens per epoch, steps, estimated memory."""
+    if run.rank > 0:
+        return
+    n, rows = model.n_params(), run.micro_batch * cfg.seq_len
+    width = 2 if run.bf16 else 4
+    activations = rows * (cfg.n_layer * (10 * cfg.n_embd + 4 * cfg.intermediate_size) * width + 3 * cfg.vocab_size * 4)
+    print(f"parameters: {n:,} ({cfg.arch})")
+    print(f"tokens per epoch: {steps_per_epoch * cfg.batch_size * cfg.seq_len:,}")
+    print(f"steps: {total:,} of {cfg.batch_size} x {cfg.seq_len} tokens, {total / steps_per_epoch:.2f} epochs")
+    print(f"memory, estimated: {(16 * n + activations) / 2**30:.1f} GiB a rank without teachers; {run.device}, "
+          f"{'bfloat16' if run.bf16 else 'float32'}, {'compiled' if run.compile else 'not compiled'}, {run.world} ranks", flush=True)
+
+
+# --- data order: a pure function of (seed, epoch, position) ----------------------------------------
+
+class ChunkOrder:
+    """Which chunks a step sees. Neither ranks nor micro-batches change the order, and nothing of it
+    is saved: an epoch's permutation and offsets follow from (seed, epoch)."""
+
+    def __init__(self, cfg, run):
+        self.cfg, self.run, self.epoch = cfg, run, None
+        self.steps_per_epoch, _ = count_steps(cfg, run)
+
+    def batch(self, step, micro_step):
+        """This rank's share of a step's `micro_step`-th part."""
+        cfg, run = self.cfg, self.run
+        epoch, position = divmod(step, self.steps_per_epoch)
+        if epoch != self.epoch:
+            rng = np.random.default_rng([cfg.seed, epoch])
+            self.epoch, self.chunks = epoch, rng.permutation(n_chunks(cfg, run.shards))
+            self.offsets = rng.integers(cfg.seq_len, size=len(self.chunks)) if cfg.random_offset else np.zeros_like(self.chunks)
+        first = position * cfg.batch_size + (micro_step * run.world + run.rank) * run.micro_batch
+        mine = slice(first, first + run.micro_batch)
+        tokens = run.shards.windows(self.chunks[mine] * cfg.seq_len + self.offsets[mine], cfg.seq_len + 1)
+        return to_batch(tokens, run.device, self.chunks[mine])
+
+
+def n_chunks(cfg, shards):
+    """Whole chunks in a split; with random offsets the last one needs room to shift."""
+    return (len(shards) - 1 - (cfg.seq_len - 1 if cfg.random_offset else 0)) // cfg.seq_len
+
+
+def count_steps(cfg, run):
+    """(steps in an epoch, steps in all); the last partial batch of an epoch is dropped."""
+    steps_per_epoch = n_chunks(cfg, run.shards) // cfg.batch_size
+    if steps_per_epoch < 1:
+        sys.exit(f"error: {cfg.data_dir} has {n_chunks(cfg, run.shards)} training chunks of {cfg.seq_len} tokens, "
+                 f"fewer than batch_size={cfg.batch_size}")
+    total = cfg.epochs * steps_per_epoch
+    return steps_per_epoch, min(total, cfg.max_iters) if cfg.max_iters else total
+
+
+def to_batch(tokens, device, index):
+    """tokens (B, T + 1) as inputs and targets."""
+    tokens, index = torch.from_numpy(tokens), torch.from_numpy(index)
+    if device.type == "cuda":
+        tokens, index = tokens.pin_memory().to(device, non_blocking=True), index.pin_memory().to(device, non_blocking=True)
+    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), index)
+
+
+def seed_dropout(*key):
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+# --- validation -----------------------------------------------------------------------------------
+
+def validation_chunks(cfg, shards):
+    """(chunks, T + 1): the same `eval_chunks` random chunks for every model (seed 2023, as published)."""
+    n = (len(shards) - 1) // cfg.seq_len
+    if n < max(cfg.eval_chunks, 1):
+        sys.exit(f"error: {cfg.data_dir} has {n} validation chunks of {cfg.seq_len} tokens, eval_chunks={cfg.eval_chunks}; "
+                 "use --eval_chunks=0 for all of them" + (", or shorter chunks" if n < 1 else ""))
+    chosen = np.sort(np.random.default_rng(2023).permutation(n)[:cfg.eval_chunks or n])
+    return shards.windows(chosen * cfg.seq_len, cfg.seq_len + 1)
+
+
+@torch.no_grad()
+def evaluate(logits, cfg, run):
+    """Mean cross-entropy over the validation chunks, nats per token, of `logits(x)` (B, T, V)."""
+    total = torch.zeros(2, dtype=torch.float64, device=run.device)  # sum, count
+    for i in range(0, len(run.val), run.micro_batch):
+        batch = to_batch(run.val[i:i + run.micro_batch], run.device, np.empty(0, np.int64))
+        with run.autocast():
+            z = logits(batch.x)
+        total[0] += F.cross_entropy(z.float().flatten(0, 1), batch.y.flatten(), reduction="sum")
+        total[1] += batch.y.numel()
+    if run.world > 1:
+        dist.all_reduce(total)
+    return (total[0] / total[1]).item()
+
+
+def mean_over_ranks(values, run):
+    if run.world > 1:
+        dist.all_reduce(values)
+    return values / run.world
+
+
+# --- what a run leaves on disk --------------------------------------------------------------------
+
+class Metrics:
+    """metrics.jsonl, the bar on a terminal or log lines in a file, and wandb if asked for."""
+
+    def __init__(self, cfg, run, step, first_record):
+        self.rank = run.rank
+        if run.rank > 0:
+            return
+        if cfg.overwrite and not cfg.resume:
+            shutil.rmtree(cfg.out_dir, ignore_errors=True)
+        os.makedirs(cfg.out_dir, exist_ok=True)
+        disk.write_json(os.path.join(cfg.out_dir, "train_config.json"), asdict(cfg))
+        path = os.path.join(cfg.out_dir, "metrics.jsonl")
+        kept = []
+        if cfg.resume and os.path.exists(path):  # cut back to the checkpoint
+            with open(path) as f:
+                kept = [line for line in f if line.endswith("\n") and json.loads(line)["step"] <= step]
+        with open(path + ".tmp", "w") as f:
+            f.writelines(kept)
+        os.replace(path + ".tmp", path)
+        self.file = open(path, "a")
+        self.wandb = None
+        if cfg.wandb:
+            try:
+                import wandb
+            except ImportError:
+                sys.exit("error: --wandb needs the package: pip install wandb")
+            self.wandb = wandb.init(project="babyllama", name=os.path.basename(cfg.out_dir), config=asdict(cfg))
+        if first_record and not kept:
+            self.write(dict(step=0, **first_record))
+
+    def write(self, record):
+        self.file.write(json.dumps(record) + "\n")
+        self.file.flush()
+        if self.wandb:
+            self.wandb.log(record, step=record["step"])
+
+    def log(self, record, bar):
+        if self.rank > 0:
+            return
+        self.write(record)
+        line = "  ".join(f"{k} {v:.3g}" if k in ("lr", "grad_norm") else f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v:,}"
+                         for k, v in record.items())
+        bar.set_postfix_str(f"loss {record['loss']:.3f} lr {record['lr']:.2g} {record['tokens_per_s']:,} tok/s", refresh=False)
+        if bar.disable or "val_ce" in record:
+            bar.write(line, file=sys.stdout)
+            sys.stdout.flush()
+
+
+def save_run(cfg, run, model, optimizer, step, val_ce, best, provenance):
+    """Checkpoint, last.json, best.json if this is the best, in this order; older folders go last."""
+    if run.rank == 0:
+        config = dict(model=asdict(model.cfg), step=step, val_ce=val_ce, tokenizer=os.path.basename(run.tokenizer_file),
+                      tokenizer_sha256=run.shards.meta["tokenizer_sha256"], bos=run.shards.meta["options"]["bos"],
+                      data_sha256=disk.sha256(os.path.join(cfg.data_dir, "meta.json")), git_revision=disk.git_revision(),
+                      torch=torch.__version__, train_config=asdict(cfg), **provenance)
+        name = disk.save_checkpoint(cfg.out_dir, step, model, config, run.tokenizer_file,
+                                    state=(optimizer_tensors(model, optimizer), dict(step=step, best_val_ce=best)))
+        disk.point_to(cfg.out_dir, "last.json", name, step, val_ce)
+        if val_ce <= best:
+            disk.point_to(cfg.out_dir, "best.json", name, step, val_ce)
+        disk.drop_old_checkpoints(cfg.out_dir)
+    if run.world > 1:
+        dist.barrier()
+
+
+def load_run(cfg, run, model, optimizer):
+    """Put the last checkpoint of out_dir into model and optimizer; returns (step, best validation CE)."""
+    folder = disk.find_checkpoint(cfg.out_dir, ("last.json",))
+    saved, _, config = disk.load_checkpoint(folder)
+    if asdict(saved.cfg) != asdict(model.cfg):
+        sys.exit(f"error: {folder} is another model ({differences(asdict(saved.cfg), asdict(model.cfg))}); resume with its own settings")
+    if config["data_sha256"] != disk.sha256(os.path.join(cfg.data_dir, "meta.json")):
+        sys.exit(f"error: {folder} was trained on other data than {cfg.data_dir}; resume with --data_dir={config['train_config']['data_dir']}")
+    changed = differences(config["train_config"], json.loads(json.dumps(asdict(cfg))), ("resume", "overwrite"))
+    if changed and run.rank == 0:
+        print(f"notice: resuming with changed settings: {changed}")
+    model.load_state_dict(saved.state_dict())
+    tensors, counters = disk.load_state(folder)
+    for name, p in model.named_parameters():
+        optimizer.state[p] = {key: tensors[f"{key}.{name}"].to(run.device) for key in ("step", "exp_avg", "exp_avg_sq")}
+    return counters["step"], counters["best_val_ce"]
+
+
+def optimizer_tensors(model, optimizer):
+    return {f"{key}.{name}": value for name, p in model.named_parameters() for key, value in optimizer.state[p].items()}
+
+
+def differences(old, new, ignore=()):
+    return ", ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in new if old.get(k) != new.get(k) and k not in ignore)
+
+
+def last_checkpoint(cfg):
+    path = os.path.join(cfg.out_dir, "last.json")
+    return os.path.join(cfg.out_dir, disk.read_json(path)["folder"]) if os.path.exists(path) else "none yet"
+
+
+@contextlib.contextmanager
+def one_line_out_of_memory():
+    """Running out of memory ends in one line."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
+        if isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e):
+            sys.exit("error: out of memory; set a smaller --micro_batch_size (same results, less memory)")
+        raise
+
+
+def main(cfg):
+    with one_line_out_of_memory():
+        train(cfg, start(cfg))
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(configure(TrainConfig))
