@@ -8,6 +8,7 @@ it another loss.
 A step is an optimizer step; a chunk is `seq_len` contiguous tokens and the one after them.
 """
 import contextlib
+import ctypes
 import json
 import math
 import os
@@ -194,6 +195,7 @@ def start(cfg):
     if cfg.resume and not held:
         sys.exit(f"error: {cfg.out_dir} has no checkpoint to resume from")
     device = pick_device(cfg)
+    keep_freed_memory()
     if cfg.deterministic == "on" or cfg.deterministic == "auto" and device.type == "cpu":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -213,6 +215,17 @@ def pick_device(cfg):
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     torch.cuda.set_device(device)
     return device
+
+
+def keep_freed_memory():
+    """Stop glibc from handing large freed blocks back to the kernel: faulting them in again at every
+    step cost a third of the time on CPU."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)          # M_MMAP_MAX: no block of its own mapping
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: 2 GiB
+    except (OSError, AttributeError):
+        pass  # another C library
 
 
 def multiplies_bf16(device):
