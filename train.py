@@ -194,8 +194,7 @@ def start(cfg):
         sys.exit(f"error: {cfg.out_dir} already holds a run; use --resume to go on with it or --overwrite to delete it")
     if cfg.resume and not held:
         sys.exit(f"error: {cfg.out_dir} has no checkpoint to resume from")
-    device = pick_device(cfg)
-    keep_freed_memory()
+    device = pick_device(cfg.device)
     if cfg.deterministic == "on" or cfg.deterministic == "auto" and device.type == "cpu":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
@@ -207,11 +206,13 @@ def start(cfg):
                os.path.join(cfg.data_dir, shards.meta["tokenizer"]))
 
 
-def pick_device(cfg):
-    if cfg.device == "cuda" and not torch.cuda.is_available():
+def pick_device(name):
+    """'auto', 'cpu' or 'cuda' as a torch.device; under torchrun each local rank its own GPU."""
+    if name == "cuda" and not torch.cuda.is_available():
         sys.exit("error: device='cuda', but torch finds no CUDA device; use --device=cpu")
-    if cfg.device == "cpu" or not torch.cuda.is_available():
-        return torch.device("cpu")  # Apple's MPS is not supported: nobody has tested it
+    if name == "cpu" or not torch.cuda.is_available():
+        keep_freed_memory()
+        return torch.device("cpu")  # Apple's MPS is left out: nobody has tested it
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     torch.cuda.set_device(device)
     return device

@@ -1,0 +1,195 @@
+"""Score minimal pairs by the rules of the 2024 BabyLM pipeline.
+
+    python eval_blimp.py --ckpt=out/babyllama --data=blimp_filtered,supplement_filtered
+    python eval_blimp.py --ckpt=out/gpt2_705m,out/llama_360m --data=blimp_filtered   # an ensemble
+
+A sentence's score is the sum of log-probabilities of the tokens of " " + sentence after one prefix
+token (<s>; else </s>, else <pad>), in float32, over the whole vocabulary, nothing appended. A pair
+is right if the good sentence's score is at least the bad one's. A task is a .jsonl file; a folder's
+accuracy is the unweighted mean over its tasks. Several checkpoints score as one: averaged logits.
+"""
+import json
+import math
+import os
+import sys
+import time
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from tqdm import tqdm
+
+import disk
+from config import configure
+from train import pick_device
+
+
+@dataclass
+class EvalConfig:
+    ckpt: tuple[str, ...] = ()   # run or checkpoint folder; several: their ensemble
+    data: tuple[str, ...] = ()   # folders of .jsonl files with sentence_good and sentence_bad
+    items: str = ""              # also write one JSON line per pair to this file
+    out: str = ""                # where the result goes; '' = blimp.json in the run folder (of a single checkpoint)
+    batch_tokens: int = 2048     # positions scored at a time
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16 moves an average by about 0.1 at random
+
+
+class Pair(NamedTuple):
+    task: str
+    line: int        # from 0
+    good: list       # token ids after the prefix
+    bad: list
+    phenomenon: str  # '' where the file names none
+
+
+def main(cfg):
+    if not cfg.ckpt or not cfg.data:
+        sys.exit("error: say what to score on what: --ckpt=out/run --data=blimp_filtered")
+    device = pick_device(cfg.device)
+    models, tokenizer, config = load_ensemble(cfg.ckpt, device)
+    prefix = next((t for t in (tokenizer.bos, tokenizer.eos, tokenizer.pad) if t is not None), None)
+    if prefix is None:
+        sys.exit("error: the tokenizer has no token to put before a sentence (<s>, </s> or <pad>)")
+    if config["bos"] == "none":
+        print("notice: trained with bos=none: every sentence is scored after a token the model has never seen")
+    folders = {os.path.basename(os.path.normpath(d)): read_pairs(d, tokenizer, models[0].cfg.block_size) for d in cfg.data}
+    if len(folders) < len(cfg.data):
+        sys.exit("error: two of the data folders have the same name")
+    begin = time.perf_counter()
+    result = dict(ckpt=list(cfg.ckpt), step=config["step"], dtype=cfg.dtype, folders={})
+    items = open(cfg.items, "w", encoding="utf-8") if cfg.items else None
+    for name, pairs in folders.items():
+        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
+            scores = score_pairs(models, pairs, prefix, cfg.batch_tokens, name)
+        result["folders"][name] = summary(pairs, scores)
+        for pair, (good, bad) in zip(pairs, scores) if items else ():
+            items.write(json.dumps(dict(task=pair.task, line=pair.line, logp_good=good, logp_bad=bad)) + "\n")
+    result["seconds"] = round(time.perf_counter() - begin, 1)
+    if items:
+        items.close()
+    print_table(result)
+    out = cfg.out or (os.path.join(run_folder(cfg.ckpt[0]), "blimp.json") if len(cfg.ckpt) == 1 else "")
+    if out:
+        disk.write_json(out, result)
+        print(f"written to {out}")
+
+
+def load_ensemble(paths, device):
+    """Models with one tokenizer, the tokenizer, and the first model's config.json."""
+    loaded = [disk.load_checkpoint(path, device) for path in paths]
+    for path, (_, _, config) in zip(paths, loaded):
+        if config["tokenizer_sha256"] != loaded[0][2]["tokenizer_sha256"]:
+            sys.exit(f"error: {path} has another tokenizer than {paths[0]}; an ensemble needs one")
+    return [model for model, _, _ in loaded], loaded[0][1], loaded[0][2]
+
+
+def run_folder(path):
+    """The run folder of a run or checkpoint folder."""
+    return os.path.dirname(os.path.abspath(path)) if os.path.isfile(os.path.join(path, "config.json")) else path
+
+
+def read_pairs(folder, tokenizer, block_size):
+    """All pairs of the .jsonl files in `folder`, tokenised with the leading blank."""
+    if not os.path.isdir(folder):
+        sys.exit(f"error: no data folder '{folder}'")
+    files = sorted(f for f in os.listdir(folder) if f.endswith(".jsonl"))
+    pairs = []
+    for file in files:
+        with open(os.path.join(folder, file), encoding="utf-8") as f:
+            for n, line in enumerate(f):
+                where = f"error: {os.path.join(folder, file)}, line {n + 1}"
+                try:
+                    row = json.loads(line)
+                    good, bad = (tokenizer.encode(" " + row[key]) for key in ("sentence_good", "sentence_bad"))
+                except KeyError as e:
+                    sys.exit(f"{where}: no field {e}")
+                except (ValueError, TypeError) as e:
+                    sys.exit(f"{where}: not a minimal pair in JSON ({e})")
+                if max(len(good), len(bad)) > block_size:
+                    sys.exit(f"{where}: {max(len(good), len(bad))} tokens, the model has {block_size} positions")
+                pairs.append(Pair(file.removesuffix(".jsonl"), n, good, bad, row.get("linguistics_term", "")))
+    if not pairs:
+        sys.exit(f"error: {folder} has no minimal pairs (.jsonl files with one JSON object a line)")
+    return pairs
+
+
+@torch.no_grad()
+def score_pairs(models, pairs, prefix, batch_tokens, title=""):
+    """[(log-probability of good, of bad)] in nats, in the order of `pairs`."""
+    device = next(models[0].parameters()).device
+    length = [max(len(p.good), len(p.bad)) for p in pairs]
+    order = sorted(range(len(pairs)), key=length.__getitem__, reverse=True)  # padding stays small, memory shows at once
+    scores = [None] * len(pairs)
+    with tqdm(total=len(pairs), desc=title, unit="pair", disable=not sys.stderr.isatty()) as bar:
+        while order:
+            n = max(1, batch_tokens // (2 * length[order[0]]))
+            batch, order = order[:n], order[n:]
+            # both members of a pair stand in one batch, padded alike
+            logp = sentence_logp(models, [pairs[i].good for i in batch] + [pairs[i].bad for i in batch], prefix, device)
+            for i, good, bad in zip(batch, logp, logp[len(batch):]):
+                scores[i] = (good, good if pairs[i].good == pairs[i].bad else bad)  # the same sentence twice ties exactly
+            bar.update(len(batch))
+    if not all(math.isfinite(s) for pair in scores for s in pair):
+        sys.exit("error: the model gives scores that are not finite numbers")
+    return scores
+
+
+def sentence_logp(models, sentences, prefix, device):
+    """Sum of log p(token | prefix and the tokens before) of each sentence (a list of ids), in nats."""
+    T = max(map(len, sentences))
+    y = torch.zeros(len(sentences), T, dtype=torch.int64)  # (B, T), padded on the right
+    mask = torch.zeros(len(sentences), T, dtype=torch.bool)
+    for row, ids in enumerate(sentences):
+        y[row, :len(ids)] = torch.tensor(ids)
+        mask[row, :len(ids)] = True
+    x = torch.cat([torch.full((len(sentences), 1), prefix), y[:, :-1]], dim=1).to(device)
+    y, mask = y.to(device), mask.to(device)
+    z = sum(m(x, lambda h, head: head(h[mask])).float() for m in models) / len(models)  # (scored positions, V)
+    logp = z.gather(1, y[mask][:, None])[:, 0] - z.logsumexp(1)
+    total = torch.zeros(mask.shape, device=device, dtype=torch.float64)
+    total[mask] = logp.double()
+    return total.sum(1).tolist()
+
+
+def summary(pairs, scores):
+    """Accuracy, standard error and number of pairs per task, for the folder and per phenomenon."""
+    right = {}
+    for pair, (good, bad) in zip(pairs, scores):
+        right.setdefault(pair.task, []).append(good >= bad)  # a tie is right, as in the official pipeline
+    tasks = {task: task_row(sum(r), len(r)) for task, r in right.items()}
+    phenomena = {}
+    for task, phenomenon in {p.task: p.phenomenon for p in pairs}.items():
+        if phenomenon:  # two paradigms are called s-selection in the data, argument structure in the BLiMP paper
+            phenomena.setdefault("argument_structure" if phenomenon == "s-selection" else phenomenon, []).append(tasks[task])
+    return dict(**mean_row(list(tasks.values())), tasks=tasks,
+                phenomena={name: mean_row(rows) for name, rows in sorted(phenomena.items())})
+
+
+def task_row(right, n):
+    p = right / n
+    return dict(accuracy=p, se=math.sqrt(p * (1 - p) / (n - 1)) if n > 1 else 0.0, n=n)
+
+
+def mean_row(rows):
+    """Unweighted mean accuracy over tasks, and the pipeline's pooled standard error:
+    sqrt( sum (n_k - 1) n_k s_k^2 / (N - K) / N ), with n_k pairs in task k and N in all K."""
+    N, K = sum(r["n"] for r in rows), len(rows)
+    pooled = sum((r["n"] - 1) * r["n"] * r["se"] ** 2 for r in rows) / (N - K) / N if N > K else 0.0
+    return dict(accuracy=sum(r["accuracy"] for r in rows) / K, se=math.sqrt(pooled), n=N)
+
+
+def print_table(result):
+    def line(name, row, indent):
+        print(f"{' ' * indent}{name:<{58 - indent}} {100 * row['accuracy']:6.2f} ± {100 * row['se']:.2f}  {row['n']:>6}")
+    for name, folder in result["folders"].items():
+        print(f"{name + ': accuracy in %, standard error, pairs':<58}")
+        for task, row in folder["tasks"].items():
+            line(task, row, 4)
+        for phenomenon, row in folder["phenomena"].items():
+            line(phenomenon, row, 2)
+        line(f"{name}: mean of {len(folder['tasks'])} tasks", folder, 0)
+
+
+if __name__ == "__main__":
+    main(configure(EvalConfig))

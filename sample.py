@@ -1,0 +1,58 @@
+"""Continue a prompt.
+
+    python sample.py --ckpt=out/babyllama --prompt="Once upon a time" --length=100
+"""
+import sys
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from config import configure
+from eval_blimp import load_ensemble
+from train import pick_device
+
+
+@dataclass
+class SampleConfig:
+    ckpt: tuple[str, ...] = ()  # run or checkpoint folder; several: their ensemble
+    prompt: str = ""
+    length: int = 100           # tokens to add
+    temperature: float = 0.8    # 0 = always the likeliest token
+    top_k: int = 50             # choose among this many; 0 = all
+    seed: int = 1
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+def main(cfg):
+    if not cfg.ckpt:
+        sys.exit("error: say which model: --ckpt=out/run")
+    models, tokenizer, config = load_ensemble(cfg.ckpt, pick_device(cfg.device))
+    ids = tokenizer.encode(cfg.prompt)
+    if config["bos"] != "none" or not ids:  # a model trained without <s> knows it only as a last resort
+        ids = [tokenizer.bos if tokenizer.bos is not None else 0] + ids
+    print(tokenizer.decode(generate(models, ids, cfg.length, cfg.temperature, cfg.top_k, cfg.seed)))
+
+
+@torch.no_grad()
+def generate(models, ids, length, temperature=1.0, top_k=0, seed=1):
+    """`ids` (a list, at least one) and `length` sampled tokens more, from the models' averaged logits.
+    The context is the last block_size tokens."""
+    device = next(models[0].parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    block_size = min(m.cfg.block_size for m in models)
+    ids = list(ids)
+    for _ in range(length):
+        x = torch.tensor([ids[-block_size:]], device=device)
+        z = sum(m(x, lambda h, head: head(h[:, -1])) for m in models)[0] / len(models)  # (V,)
+        if temperature == 0:
+            ids.append(z.argmax().item())
+            continue
+        if top_k:
+            z[z < z.topk(min(top_k, len(z))).values[-1]] = -torch.inf
+        ids.append(torch.multinomial(torch.softmax(z / temperature, 0), 1, generator=generator).item())
+    return ids
+
+
+if __name__ == "__main__":
+    main(configure(SampleConfig))
