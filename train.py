@@ -422,7 +422,7 @@ class Metrics:
 def save_run(cfg, run, model, optimizer, step, val_ce, best, provenance):
     """Checkpoint, last.json, best.json if this is the best, in this order; older folders go last."""
     if run.rank == 0:
-        config = dict(model=asdict(model.cfg), step=step, val_ce=val_ce, tokenizer=os.path.basename(run.tokenizer_file),
+        config = dict(model=asdict(model.cfg), parameters=model.n_params(), step=step, val_ce=val_ce, tokenizer=os.path.basename(run.tokenizer_file),
                       tokenizer_sha256=run.shards.meta["tokenizer_sha256"], bos=run.shards.meta["options"]["bos"],
                       data_sha256=disk.sha256(os.path.join(cfg.data_dir, "meta.json")), git_revision=disk.git_revision(),
                       torch=torch.__version__, train_config=asdict(cfg), **provenance)
