@@ -1,0 +1,118 @@
+"""model.py against Hugging Face, and what must hold of any causal model."""
+import pytest
+import torch
+from conftest import GPT2, TINY
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+from model import LanguageModel, ModelConfig, quantize_int8_
+from train import model_config, TrainConfig
+
+SIZES = dict(vocab_size=97, n_layer=3, n_head=4, n_embd=32, intermediate_size=56, block_size=40)
+
+
+def randomized(model):
+    """All parameters random, biases and norms too, so that none can be left out unnoticed."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(torch.randn_like(p) * 0.2)
+    return model.eval()
+
+
+@pytest.mark.parametrize("n_kv_head,tied", [(0, False), (2, False), (1, True)])
+def test_llama_equals_hugging_face(n_kv_head, tied):
+    ours = randomized(LanguageModel(ModelConfig(arch="llama", n_kv_head=n_kv_head, tie_weights=tied, rope_theta=500.0, **SIZES)))
+    theirs = LlamaForCausalLM(LlamaConfig(
+        vocab_size=97, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=n_kv_head or 4, hidden_size=32,
+        intermediate_size=56, max_position_embeddings=40, rms_norm_eps=1e-6, tie_word_embeddings=tied,
+        rope_parameters=dict(rope_type="default", rope_theta=500.0))).eval()
+    theirs.load_state_dict(ours.state_dict())  # the same names: nothing is renamed
+    x = torch.randint(97, (3, 40))
+    torch.testing.assert_close(ours(x), theirs(x).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_gpt2_equals_hugging_face():
+    ours = randomized(LanguageModel(ModelConfig(**{**SIZES, **GPT2})))
+    theirs = GPT2LMHeadModel(GPT2Config(vocab_size=97, n_layer=3, n_head=4, n_embd=32, n_inner=56, n_positions=40)).eval()
+    weights = {"transformer.wte.weight": ours.model.embed_tokens.weight, "transformer.wpe.weight": ours.model.embed_positions.weight,
+               "lm_head.weight": ours.lm_head.weight}
+
+    def linear(name, *parts):  # Conv1D: transposed; attention: q, k, v side by side
+        weights[name + ".weight"] = torch.cat([m.weight for m in parts]).T
+        weights[name + ".bias"] = torch.cat([m.bias for m in parts])
+
+    def norm(name, m):
+        weights[name + ".weight"], weights[name + ".bias"] = m.weight, m.bias
+    for i, layer in enumerate(ours.model.layers):
+        h, a = f"transformer.h.{i}.", layer.self_attn
+        norm(h + "ln_1", layer.input_layernorm)
+        norm(h + "ln_2", layer.post_attention_layernorm)
+        linear(h + "attn.c_attn", a.q_proj, a.k_proj, a.v_proj)
+        linear(h + "attn.c_proj", a.o_proj)
+        linear(h + "mlp.c_fc", layer.mlp.up_proj)
+        linear(h + "mlp.c_proj", layer.mlp.down_proj)
+    norm("transformer.ln_f", ours.model.norm)
+    theirs.load_state_dict(weights)
+    x = torch.randint(97, (3, 40))
+    torch.testing.assert_close(ours(x), theirs(x).logits, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [{}, GPT2])
+def test_the_future_is_not_seen(kind):
+    model = randomized(LanguageModel(ModelConfig(**{**SIZES, **kind})))
+    x = torch.randint(97, (1, 20))
+    changed = x.clone()
+    changed[0, 10:] = (changed[0, 10:] + 1) % 97
+    torch.testing.assert_close(model(x)[:, :10], model(changed)[:, :10], rtol=0, atol=1e-6)
+    assert not torch.allclose(model(x)[:, 10], model(changed)[:, 10])
+
+
+def test_head_loss_sees_hidden_states_and_head():
+    model = randomized(LanguageModel(ModelConfig(**SIZES)))
+    x = torch.randint(97, (2, 9))
+    torch.testing.assert_close(model(x, lambda h, head: head(h)), model(x))
+    assert model(x, lambda h, head: h).shape == (2, 9, 32)
+
+
+@pytest.mark.parametrize("kind", [{}, GPT2])
+def test_initialisation(kind):
+    cfg = ModelConfig(**{**SIZES, "vocab_size": 4000, "n_embd": 128, "intermediate_size": 256, **kind})
+    torch.manual_seed(0)
+    model = LanguageModel(cfg)
+    layer = model.model.layers[1]
+    scaled = 0.02 / 6 ** 0.5 if kind else 0.02
+    for weight, std in ((model.model.embed_tokens.weight, 0.02), (layer.self_attn.q_proj.weight, 0.02), (layer.mlp.up_proj.weight, 0.02),
+                        (layer.self_attn.o_proj.weight, scaled), (layer.mlp.down_proj.weight, scaled)):
+        assert weight.std().item() == pytest.approx(std, rel=0.03)
+    assert (model.lm_head.weight is model.model.embed_tokens.weight) == bool(kind)
+
+
+@pytest.mark.parametrize("kind", [{}, dict(n_kv_head=2), GPT2])
+def test_int8_is_close_small_and_shares_a_tied_table(kind):
+    sizes = {**SIZES, "vocab_size": 2000, "n_embd": 128, "intermediate_size": 256}
+    torch.manual_seed(1)
+    model = LanguageModel(ModelConfig(**{**sizes, **kind})).eval()
+    with torch.no_grad():
+        for name, p in model.named_parameters():  # biases too: a dropped one must show
+            p.add_(torch.randn_like(p) * (0.5 if name.endswith("bias") else 0.02))
+    x = torch.randint(2000, (4, 40))
+    exact = model(x)
+    size = sum(p.numel() * 4 for p in model.parameters())
+    quantize_int8_(model)
+    assert (model(x) - exact).abs().mean() < 0.03 * exact.std()
+    state = {v.data_ptr(): v.numel() * v.element_size() for v in model.state_dict().values()}  # shared tables count once
+    assert sum(state.values()) < 0.30 * size
+    assert not [n for n, p in model.named_parameters() if p.dim() > 1]
+    if kind is GPT2:
+        assert model.lm_head.weight is model.model.embed_tokens.weight
+
+
+def test_int8_weight_is_the_nearest_on_a_symmetric_scale():
+    linear = torch.nn.Linear(7, 5)
+    wrapped = torch.nn.Sequential(linear)
+    weight = linear.weight.detach().double()
+    quantize_int8_(wrapped)
+    q = wrapped[0]
+    assert q.weight.abs().amax(1).tolist() == [127] * 5
+    assert ((q.weight.double() * q.scale.double()[:, None] - weight).abs() <= q.scale.double()[:, None] * 0.5001).all()
+    assert model_config(TrainConfig(**TINY)).n_embd == 32
