@@ -289,8 +289,9 @@ def train_tokenizer(cfg, path, blocks, run):
             add_dummy_prefix=False, byte_fallback=True, pad_id=0, bos_id=1, eos_id=2, unk_id=3,
             max_sentence_length=1 << 30, num_threads=os.cpu_count(), minloglevel=2)
     except RuntimeError as e:
-        sys.exit(f"error: sentencepiece cannot make {cfg.vocab_size} entries from this text: {str(e).splitlines()[-1]} "
-                 "(try a smaller --vocab_size)")
+        most = re.search(r"value <= (\d+)", str(e))
+        sys.exit(f"error: sentencepiece cannot make vocab_size={cfg.vocab_size} entries from this text" +
+                 (f", at most {most[1]}" if most else f": {e}"))
     os.remove(words)
     os.remove(path.removesuffix(".model") + ".vocab")
     return disk.load_tokenizer(path)

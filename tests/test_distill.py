@@ -1,0 +1,184 @@
+"""Distillation: the loss against its formula in float64, teachers, and the run as users start it."""
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, run_train
+from test_train import assert_same, records, torchrun, weights
+
+import disk
+import distill
+from distill import DistillConfig
+from train import start
+
+
+def config(data, out, **change):
+    return DistillConfig(**{**TINY, "data_dir": data, "out_dir": str(out), **change})
+
+
+def formula(z_s, teachers, y, alpha, T, reduction):
+    """alpha CE + (1 - alpha) T^2 KL with plain numpy in float64, and its gradient with respect to z_s."""
+    z_t = np.mean(teachers, axis=0)
+
+    def softmax(z):
+        e = np.exp(z - z.max(-1, keepdims=True))
+        return e / e.sum(-1, keepdims=True)
+    B, S, V = z_s.shape
+    p, p_T, q_T = softmax(z_s), softmax(z_s / T), softmax(z_t / T)
+    one_hot = np.eye(V)[y]
+    ce = -(one_hot * np.log(p)).sum() / (B * S)
+    kl = (q_T * (np.log(q_T) - np.log(p_T))).sum()
+    count = B if reduction == "sequence" else B * S
+    grad = alpha * (p - one_hot) / (B * S) + (1 - alpha) * T ** 2 * (p_T - q_T) / T / count
+    return alpha * ce + (1 - alpha) * T ** 2 * kl / count, ce, kl / (B * S), grad
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
+@pytest.mark.parametrize("T", [1.0, 2.0])
+@pytest.mark.parametrize("n_teachers", [1, 2, 3])
+def test_loss_and_gradient_are_the_formula(n_teachers, T, reduction):
+    rng = np.random.default_rng(n_teachers)
+    B, S, V = 3, 5, 11
+    z = rng.normal(size=(B, S, V)) * 3
+    tables = rng.normal(size=(n_teachers, V, V)) * 3  # a teacher: token -> logits
+    x, y = rng.integers(V, size=(2, B, S))
+    loss, ce, kl, grad = formula(z, tables[:, x], y, 0.3, T, reduction)
+    z_s = torch.tensor(z, dtype=torch.float32, requires_grad=True)
+    teachers = [lambda i, t=torch.tensor(t, dtype=torch.float32): t[i] for t in tables]
+    z_t = distill.ensemble_logits(teachers, torch.tensor(x))
+    ours, parts = distill.distillation_loss(z_s, z_t, torch.tensor(y), 0.3, T, reduction)
+    ours.backward()
+    assert ours.item() == pytest.approx(loss, rel=1e-5)
+    assert parts["ce"].item() == pytest.approx(ce, rel=1e-5) and parts["kl"].item() == pytest.approx(kl, rel=1e-5)
+    np.testing.assert_allclose(z_s.grad.numpy(), grad, rtol=1e-4, atol=1e-6)
+
+
+def test_published_reduction_is_torchs_batchmean():
+    """The published code: KLDivLoss(reduction='batchmean') on (B, T, V), temperature squared in front."""
+    torch.manual_seed(0)
+    z_s, z_t, y = torch.randn(4, 6, 9), torch.randn(4, 6, 9), torch.randint(9, (4, 6))
+    kl = torch.nn.KLDivLoss(reduction="batchmean")((z_s / 2).log_softmax(-1), (z_t / 2).softmax(-1))
+    expected = 0.5 * torch.nn.functional.cross_entropy(z_s.view(-1, 9), y.view(-1)) + 0.5 * 4 * kl
+    torch.testing.assert_close(distill.distillation_loss(z_s, z_t, y, 0.5, 2.0, "sequence")[0], expected)
+
+
+def test_a_run_logs_teachers_ensemble_ce_and_kl(data, teachers, tmp_path):
+    cfg = config(data, tmp_path / "s", teachers=tuple(teachers), temperature=2.0, alpha=0.25)
+    distill.main(cfg)
+    first, *log = records(tmp_path / "s")
+    for value, path in zip(first["teacher_val_ce"], teachers):  # as the teacher's own run measured it
+        assert value == pytest.approx(json.load(open(os.path.join(path, "best.json")))["val_ce"], abs=1e-5)
+    assert first["step"] == 0 and first["ensemble_val_ce"] < max(first["teacher_val_ce"])
+    for r in log:
+        assert r["loss"] == pytest.approx(0.25 * r["ce"] + 0.75 * 4 * r["kl"], rel=1e-5)
+    best = json.load(open(tmp_path / "s" / "best.json"))
+    assert best["val_ce"] == min(r["val_ce"] for r in log if "val_ce" in r)
+    assert disk.load_checkpoint(str(tmp_path / "s"))[2]["teachers"] == teachers
+
+
+def test_the_step_is_the_formulas_gradient(data, teachers, tmp_path):
+    """One optimizer step of the whole program against autograd on the formula, teachers loaded apart."""
+    distill.main(config(data, tmp_path / "s", teachers=tuple(teachers[:2]), max_iters=1, log_interval=1, grad_clip=0.0))
+    cfg = config(data, "none", max_iters=1)
+    run = start(cfg)
+    torch.manual_seed(cfg.seed)
+    student = distill.__dict__["train"].__globals__["LanguageModel"](distill.__dict__["train"].__globals__["model_config"](cfg))
+    chunks = np.random.default_rng([cfg.seed, 0]).permutation((len(run.shards) - 1) // 32)[:8]
+    tokens = torch.from_numpy(run.shards.windows(chunks * 32, 33))
+    x, y = tokens[:, :-1], tokens[:, 1:]
+    z_t = torch.stack([disk.load_checkpoint(t)[0](x) for t in teachers[:2]]).mean(0).detach()
+    z_s = student(x)
+    kl = ((z_t / 2).softmax(-1) * ((z_t / 2).log_softmax(-1) - (z_s / 2).log_softmax(-1))).sum(-1).mean()
+    ce = -z_s.log_softmax(-1).gather(-1, y[..., None]).mean()
+    (0.5 * ce + 0.5 * 4 * kl).backward()
+    norm = torch.stack([p.grad.norm() for p in student.parameters()]).norm()
+    assert records(tmp_path / "s")[-1]["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
+
+
+def test_alpha_one_is_plain_training(data, teachers, tmp_path):
+    distill.main(config(data, tmp_path / "kd", teachers=(teachers[0],), alpha=1.0))
+    run_train(data, tmp_path / "plain")
+    assert_same(weights(tmp_path / "kd"), weights(tmp_path / "plain"), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype,close", [("bfloat16", 0.02), ("int8", 0.01)])
+def test_teacher_dtypes_barely_change_its_loss(data, teachers, dtype, close):
+    cfg = config(data, "none", teachers=tuple(teachers), teacher_dtype=(dtype,))
+    run = start(cfg)
+    exact = distill.load_teachers(config(data, "none", teachers=tuple(teachers)), run)
+    for a, b in zip(exact, distill.load_teachers(cfg, run)):
+        assert distill.evaluate(a, cfg, run) == pytest.approx(distill.evaluate(b, cfg, run), abs=close)
+        assert not any(p.requires_grad for p in b.parameters())
+    mixed = distill.load_teachers(config(data, "none", teachers=tuple(teachers), teacher_dtype=("float32", dtype, "float32")), run)
+    assert_same(exact[0].state_dict(), mixed[0].state_dict())
+    assert mixed[1].lm_head.weight.dtype == getattr(torch, dtype)
+
+
+def test_teachers_are_not_touched(data, teachers, tmp_path):
+    before = weights(teachers[0])
+    distill.main(config(data, tmp_path / "s", teachers=tuple(teachers[:1])))
+    assert_same(before, weights(teachers[0]))
+
+
+def test_torchrun_two_ranks_equal_one(data, teachers, tmp_path):
+    change = dict(teachers=tuple(teachers[:2]), max_iters=6, kl_reduction="sequence")
+    distill.main(config(data, tmp_path / "one", **change))
+    torchrun("distill.py", data, tmp_path / "two", **change)
+    for a, b in zip(records(tmp_path / "one"), records(tmp_path / "two")):
+        assert a.get("ensemble_val_ce") == (pytest.approx(b["ensemble_val_ce"], abs=1e-4) if "ensemble_val_ce" in b else None)
+        for key in ("loss", "ce", "kl", "val_ce"):
+            if key in a:
+                assert a[key] == pytest.approx(b[key], rel=1e-4)
+
+
+def test_resume_equals_uninterrupted(data, teachers, tmp_path, monkeypatch):
+    from test_train import cut_short
+    change = dict(teachers=tuple(teachers[:2]), dropout=0.1, micro_batch_size=4)
+    distill.main(config(data, tmp_path / "whole", **change))
+    with monkeypatch.context() as m:
+        cut_short(m, 5)
+        with pytest.raises(KeyboardInterrupt):
+            distill.main(config(data, tmp_path / "cut", **change))
+    distill.main(config(data, tmp_path / "cut", resume=True, **change))
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    assert [r["step"] for r in records(tmp_path / "cut")] == [0, 1, 2, 3, 4, 5, 6]
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+def test_no_teachers(data, tmp_path):
+    with pytest.raises(SystemExit, match="no teachers; name run folders"):
+        distill.main(config(data, tmp_path / "s"))
+    assert not os.path.exists(tmp_path / "s")
+
+
+def test_unfit_teachers_are_refused_before_anything_is_written(corpus, data, teachers, tmp_path):
+    import prepare
+    prepare.main(prepare.PrepareConfig(input_dir=f"{corpus}/text", data_dir=str(tmp_path / "other"), vocab_size=500))
+    prepare.main(prepare.PrepareConfig(input_dir=f"{corpus}/text", data_dir=str(tmp_path / "smaller"), vocab_size=400))
+    run_train(str(tmp_path / "other"), tmp_path / "same_size", max_iters=1)
+    shutil.copytree(tmp_path / "same_size", tmp_path / "other_tokenizer")
+    run_train(str(tmp_path / "smaller"), tmp_path / "other_size", max_iters=1, vocab_size=400)
+    run_train(data, tmp_path / "short", max_iters=1, block_size=16, seq_len=16)
+    open(tmp_path / "old.pt", "wb").write(b"\x80\x04")
+    # the first corpus gave the same tokenizer, so its hash is changed to stand for another one
+    import json as j
+    folder = disk.find_checkpoint(str(tmp_path / "other_tokenizer"))
+    c = j.load(open(f"{folder}/config.json"))
+    j.dump({**c, "tokenizer_sha256": "0"}, open(f"{folder}/config.json", "w"))
+    sums = j.load(open(f"{folder}/sha256.json"))
+    j.dump({**sums, "config.json": disk.sha256(f"{folder}/config.json")}, open(f"{folder}/sha256.json", "w"))
+    for teacher, message in (("other_tokenizer", "another tokenizer"), ("other_size", "vocabulary of 400"), ("short", "has 16 positions"),
+                             ("missing", "no checkpoint at"), ("old.pt", "pickled checkpoints are never opened")):
+        with pytest.raises(SystemExit, match=message) as e:
+            distill.main(config(data, tmp_path / "s", teachers=(teachers[0], str(tmp_path / teacher))))
+        assert teacher in str(e.value) and "\n" not in str(e.value) and not os.path.exists(tmp_path / "s")
+
+
+def test_bad_teacher_dtype(data, teachers, tmp_path):
+    for dtypes in (("int4",), ("int8", "int8", "int8")):
+        with pytest.raises(SystemExit, match="once or once per teacher"):
+            distill.main(config(data, tmp_path / "s", teachers=tuple(teachers[:2]), teacher_dtype=dtypes))

@@ -1,0 +1,277 @@
+"""The loop: what must not change its result, what it leaves on disk, what it refuses."""
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import GPT2, ROOT, TINY, run_train
+
+import disk
+import train
+from model import LanguageModel
+from train import TrainConfig, start
+
+
+def records(out):
+    return [json.loads(line) for line in open(os.path.join(out, "metrics.jsonl"))]
+
+
+def weights(out):
+    return disk.load_checkpoint(str(out))[0].state_dict()
+
+
+def assert_same(a, b, **tolerance):
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], **(tolerance or dict(rtol=0, atol=0)))
+
+
+def cut_short(monkeypatch, after):
+    """Make a run die like a killed process at the beginning of optimizer step `after`."""
+    real = train.learning_rate
+
+    def dying(cfg, step, total):
+        if step == after:
+            raise KeyboardInterrupt
+        return real(cfg, step, total)
+    monkeypatch.setattr(train, "learning_rate", dying)
+
+
+def test_it_learns_and_writes_what_it_says(data, tmp_path):
+    run_train(data, tmp_path / "r", max_iters=30, eval_interval=10, log_interval=5)
+    log = records(tmp_path / "r")
+    assert [r["step"] for r in log] == [5, 10, 15, 20, 25, 30]
+    assert log[-1]["val_ce"] < 0.8 * math.log(500) and log[-1]["tokens"] == 30 * 8 * 32
+    model, tokenizer, config = disk.load_checkpoint(str(tmp_path / "r"))
+    assert config["val_ce"] == min(r.get("val_ce", 9) for r in log) and config["bos"] == "line"
+    # validation loss again, by hand, in float64, one chunk at a time
+    shards = disk.Shards(data, "val")
+    n = (len(shards) - 1) // 32
+    chosen = np.random.default_rng(2023).permutation(n)[:16]
+    chunks = torch.from_numpy(shards.windows(chosen * 32, 33))
+    model.double()
+    ce = [-model(c[None, :-1])[0].log_softmax(-1)[range(32), c[1:]].mean().item() for c in chunks]
+    assert config["val_ce"] == pytest.approx(np.mean(ce), abs=1e-5)
+    last = json.load(open(tmp_path / "r" / "last.json"))
+    assert sorted(os.listdir(tmp_path / "r" / last["folder"])) == [
+        "config.json", "model.safetensors", "sha256.json", "state.json", "state.safetensors", "tokenizer.model"]
+
+
+@pytest.mark.parametrize("change", [dict(micro_batch_size=2), dict(micro_batch_size=1)])
+def test_micro_batches_change_nothing(data, tmp_path, change):
+    run_train(data, tmp_path / "whole")
+    run_train(data, tmp_path / "parts", **change)
+    for a, b in zip(records(tmp_path / "whole"), records(tmp_path / "parts")):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5) and a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [
+    dict(micro_batch_size=4, random_offset=True, **GPT2),
+    dict(dtype="bfloat16", epochs=5, batch_size=128, max_iters=9, eval_interval=4),
+])
+def test_resume_is_the_same_run_bit_for_bit(data, tmp_path, monkeypatch, change):
+    change = {"max_iters": 8, **change}
+    run_train(data, tmp_path / "whole", **change)
+    with monkeypatch.context() as m:
+        cut_short(m, 7)
+        with pytest.raises(KeyboardInterrupt):
+            run_train(data, tmp_path / "cut", **change)
+    assert records(tmp_path / "cut")[-1]["step"] == 7  # beyond its last checkpoint
+    run_train(data, tmp_path / "cut", resume=True, **change)
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+    drop = lambda r: {k: v for k, v in r.items() if k != "tokens_per_s"}
+    assert list(map(drop, records(tmp_path / "whole"))) == list(map(drop, records(tmp_path / "cut")))
+    folders = [os.path.join(tmp_path / r, json.load(open(tmp_path / r / "last.json"))["folder"]) for r in ("whole", "cut")]
+    assert_same(*(disk.load_state(f)[0] for f in folders))
+
+
+def test_two_ranks_equal_one(data, tmp_path):
+    """torchrun on CPU: same losses as one process, data order untouched by ranks."""
+    run_train(data, tmp_path / "one", dropout=0.0, max_iters=8, eval_interval=4)
+    torchrun("train.py", data, tmp_path / "two", max_iters=8, eval_interval=4, micro_batch_size=2)
+    for a, b in zip(records(tmp_path / "one"), records(tmp_path / "two")):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+        assert a.get("val_ce") == (pytest.approx(b["val_ce"], abs=1e-4) if "val_ce" in b else None)
+    assert_same(weights(tmp_path / "one"), weights(tmp_path / "two"), rtol=1e-3, atol=1e-3)
+
+
+def torchrun(script, data, out, **change):
+    settings = {**TINY, **change, "data_dir": data, "out_dir": out}
+    flags = [f"--{k}={','.join(v) if isinstance(v, (list, tuple)) else v}" for k, v in settings.items()]
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", os.path.join(ROOT, script), *flags],
+                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_compiled_equals_plain(data, tmp_path):
+    if not train.can_compile(torch.device("cpu"), 0):
+        pytest.skip("torch.compile does not work on this machine")
+    run_train(data, tmp_path / "plain", n_layer=1)
+    run_train(data, tmp_path / "compiled", n_layer=1, compile=True)
+    for a, b in zip(records(tmp_path / "plain"), records(tmp_path / "compiled")):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+    assert weights(tmp_path / "plain").keys() == weights(tmp_path / "compiled").keys()
+
+
+def test_each_epoch_sees_each_chunk_once_in_another_order(data):
+    cfg = TrainConfig(**{**TINY, "data_dir": data, "out_dir": "none", "epochs": 2, "max_iters": 0})
+    run = start(cfg)
+    order = train.ChunkOrder(cfg, run)
+    per_epoch, total = train.count_steps(cfg, run)
+    assert total == 2 * per_epoch and per_epoch == ((len(run.shards) - 1) // 32) // 8
+    epochs = [[i for s in range(per_epoch) for i in order.batch(e * per_epoch + s, 0).index.tolist()] for e in (0, 1)]
+    assert len(set(epochs[0])) == len(epochs[0]) == per_epoch * 8 and epochs[0] != epochs[1]
+    batch = order.batch(1, 0)
+    stream = run.shards.windows([0], len(run.shards))[0]
+    for x, y, i in zip(batch.x, batch.y, batch.index.tolist()):
+        assert x.tolist() == stream[i * 32:i * 32 + 32].tolist() and y.tolist() == stream[i * 32 + 1:i * 32 + 33].tolist()
+
+
+def test_random_offsets_stay_inside_and_change(data):
+    cfg = TrainConfig(**{**TINY, "data_dir": data, "out_dir": "none", "random_offset": True})
+    run = start(cfg)
+    order = train.ChunkOrder(cfg, run)
+    for epoch in (0, 1):
+        order.batch(epoch * order.steps_per_epoch, 0)
+        assert order.offsets.min() == 0 and order.offsets.max() == 31
+        assert (order.chunks * 32 + order.offsets).max() + 33 <= len(run.shards)
+
+
+def test_decay_reaches_matrices_only():
+    cfg = TrainConfig(**{**TINY, **GPT2, "weight_decay": 0.5})
+    model = LanguageModel(train.model_config(cfg))
+    decayed, others = train.make_optimizer(model, cfg).param_groups
+    assert decayed["weight_decay"] == 0.5 and others["weight_decay"] == 0
+    names = {id(p): n for n, p in model.named_parameters()}
+    assert all(names[id(p)].endswith(("bias", "norm.weight", "layernorm.weight")) for p in others["params"])
+    assert len(decayed["params"]) + len(others["params"]) == len(names)
+    assert not any("norm" in names[id(p)] or names[id(p)].endswith("bias") for p in decayed["params"])
+
+
+def test_schedule():
+    cfg = TrainConfig(learning_rate=1.0, min_lr=0.1, warmup_iters=9)
+    lrs = [train.learning_rate(cfg, s, 109) for s in range(109)]
+    assert lrs[0] == pytest.approx(0.1) and max(lrs) == lrs[9] == 1.0
+    assert lrs[59] == pytest.approx(0.55) and lrs[-1] == pytest.approx(0.1, abs=1e-3)
+
+
+def test_not_finite_stops_before_a_checkpoint(data, tmp_path):
+    with pytest.raises(SystemExit, match=r"not finite at or before step \d.*rank 0.*last good checkpoint is none yet"):
+        run_train(data, tmp_path / "r", learning_rate=1e30, grad_clip=0.0)
+    assert not os.path.exists(tmp_path / "r" / "last.json")
+
+
+def test_only_best_and_last_are_kept(data, tmp_path):
+    run_train(data, tmp_path / "r", max_iters=12, eval_interval=2, learning_rate=0.3)  # gets worse on the way
+    last, best = (json.load(open(tmp_path / "r" / f"{p}.json")) for p in ("last", "best"))
+    folders = {f for f in os.listdir(tmp_path / "r") if f.startswith("ckpt_")}
+    assert folders == {last["folder"], best["folder"]} and last["step"] == 12
+    assert best["val_ce"] == min(r.get("val_ce", 99) for r in records(tmp_path / "r"))
+    if best["folder"] != last["folder"]:
+        assert "state.safetensors" not in os.listdir(tmp_path / "r" / best["folder"])
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("change,message", [
+    (dict(data_dir="nowhere"), "no data folder nowhere"),
+    (dict(vocab_size=501), "vocab_size=501, but .* has 500: use --vocab_size=500"),
+    (dict(seq_len=65), "seq_len=65 are longer than the model's block_size=64"),
+    (dict(batch_size=0), "batch_size=0 must be at least 1"),
+    (dict(batch_size=8, micro_batch_size=3), "must be a multiple of micro_batch_size"),
+    (dict(batch_size=8000), "training chunks of 32 tokens, fewer than batch_size=8000"),
+    (dict(eval_chunks=100000), "validation chunks of 32 tokens, eval_chunks=100000; use --eval_chunks=0"),
+    (dict(n_head=3), "n_embd=32 must be a multiple of n_head=3"),
+    (dict(n_kv_head=4), "must be a multiple of n_kv_head=4"),
+    (dict(n_layer=0), "n_layer=0 must be at least 1"),
+    (dict(dropout=1.0), "dropout=1.0 must be below 1"),
+    (dict(resume=True), "has no checkpoint to resume from"),
+])
+def test_bad_settings_are_one_line(data, tmp_path, change, message):
+    with pytest.raises(SystemExit, match=message) as e:
+        run_train(**{"data": data, "out": tmp_path / "r", **{"data" if k == "data_dir" else k: v for k, v in change.items()}})
+    assert "\n" not in str(e.value) and not os.path.exists(tmp_path / "r")
+
+
+def copied(data, tmp_path):
+    shutil.copytree(data, tmp_path / "d")
+    return tmp_path / "d"
+
+
+@pytest.mark.parametrize("damage,message", [
+    (lambda d: os.remove(d / "meta.json"), "is unfinished"),
+    (lambda d: open(d / "meta.json", "w").write('{"format'), "cannot read .*meta.json"),
+    (lambda d: open(d / "meta.json", "w").write('{"format_version": 99}'), "has format 99"),
+    (lambda d: os.remove(d / "val_00000.bin"), "val_00000.bin is missing"),
+    (lambda d: os.truncate(d / "train_00000.bin", 1000), "train_00000.bin has 1000 bytes"),
+    (lambda d: open(d / "train_00000.bin", "r+b").write(b"\1\0\2\0\1"), "not the shard meta.json describes"),
+    (lambda d: open(d / "meta.json", "r+").write("[]" + " " * 20), "cannot read|has format"),
+])
+def test_damaged_data_is_one_line(data, tmp_path, damage, message):
+    d = copied(data, tmp_path)
+    damage(d)
+    with pytest.raises(SystemExit, match=message):
+        run_train(str(d), tmp_path / "r")
+    assert not os.path.exists(tmp_path / "r")
+
+
+def test_a_run_is_not_overwritten_unless_asked(data, tmp_path):
+    run_train(data, tmp_path / "r")
+    before = weights(tmp_path / "r")
+    with pytest.raises(SystemExit, match="already holds a run; use --resume .* or --overwrite"):
+        run_train(data, tmp_path / "r", seed=9)
+    with pytest.raises(SystemExit, match="is another model"):
+        run_train(data, tmp_path / "r", resume=True, n_layer=1)
+    assert_same(before, weights(tmp_path / "r"))
+    run_train(data, tmp_path / "r", overwrite=True, seed=9)
+    assert not torch.equal(before["lm_head.weight"], weights(tmp_path / "r")["lm_head.weight"])
+
+
+def test_resume_on_other_data_is_refused(data, tmp_path):
+    run_train(data, tmp_path / "r")
+    d = copied(data, tmp_path)
+    meta = json.load(open(d / "meta.json"))
+    json.dump({**meta, "git_revision": "other"}, open(d / "meta.json", "w"))
+    with pytest.raises(SystemExit, match="was trained on other data"):
+        run_train(str(d), tmp_path / "r", resume=True)
+
+
+@pytest.mark.parametrize("file,damage,message", [
+    ("model.safetensors", lambda p: os.truncate(p, 5000), "model.safetensors is damaged"),
+    ("model.safetensors", os.remove, "model.safetensors is missing"),
+    ("model.safetensors", lambda p: flip(p, 4000), "model.safetensors is damaged"),
+    ("config.json", lambda p: flip(p, 40), "config.json"),
+    ("tokenizer.model", lambda p: flip(p, 900), "tokenizer.model is damaged"),
+    ("state.safetensors", lambda p: flip(p, 4000), "state.safetensors is damaged"),
+    ("sha256.json", os.remove, "is unfinished"),
+    ("config.json", lambda p: open(p, "w").write('{"format_version": 9, "model": {}}'), "has checkpoint format 9"),
+])
+def test_damaged_checkpoint_is_named(data, tmp_path, file, damage, message):
+    run_train(data, tmp_path / "r", max_iters=3)
+    damage(tmp_path / "r" / "ckpt_3" / file)
+    with pytest.raises(SystemExit, match=message):
+        run_train(data, tmp_path / "r", max_iters=6, resume=True)
+
+
+def flip(path, position):
+    with open(path, "r+b") as f:
+        f.seek(position)
+        byte = f.read(1)[0]
+        f.seek(position)
+        f.write(bytes([byte ^ 4]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_learns_like_cpu(data, tmp_path):
+    run_train(data, tmp_path / "cpu")
+    run_train(data, tmp_path / "cuda", device="cuda")
+    run_train(data, tmp_path / "fast", device="cuda", dtype="bfloat16", compile=True)
+    for a, b, c in zip(*(records(tmp_path / r) for r in ("cpu", "cuda", "fast"))):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-3) == pytest.approx(c["loss"], abs=0.05)
