@@ -397,7 +397,7 @@ class Metrics:
                 import wandb
             except ImportError:
                 sys.exit("error: --wandb needs the package: pip install wandb")
-            self.wandb = wandb.init(project="babyllama", name=os.path.basename(cfg.out_dir), config=asdict(cfg))
+            self.wandb = wandb.init(project="nanobabyllama", name=os.path.basename(cfg.out_dir), config=asdict(cfg))
         if first_record and not kept:
             self.write(dict(step=0, **first_record))
 

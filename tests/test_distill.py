@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import TINY, run_train
-from test_train import assert_same, records, torchrun, weights
+from test_train import assert_same, cut_short, records, torchrun, weights
 
 import disk
 import distill
+import prepare
 from distill import DistillConfig
-from train import start
+from model import LanguageModel
+from train import model_config, start
 
 
 def config(data, out, **change):
@@ -85,7 +87,7 @@ def test_the_step_is_the_formulas_gradient(data, teachers, tmp_path):
     cfg = config(data, "none", max_iters=1)
     run = start(cfg)
     torch.manual_seed(cfg.seed)
-    student = distill.__dict__["train"].__globals__["LanguageModel"](distill.__dict__["train"].__globals__["model_config"](cfg))
+    student = LanguageModel(model_config(cfg))
     chunks = np.random.default_rng([cfg.seed, 0]).permutation((len(run.shards) - 1) // 32)[:8]
     tokens = torch.from_numpy(run.shards.windows(chunks * 32, 33))
     x, y = tokens[:, :-1], tokens[:, 1:]
@@ -135,7 +137,6 @@ def test_torchrun_two_ranks_equal_one(data, teachers, tmp_path):
 
 
 def test_resume_equals_uninterrupted(data, teachers, tmp_path, monkeypatch):
-    from test_train import cut_short
     change = dict(teachers=tuple(teachers[:2]), dropout=0.1, micro_batch_size=4)
     distill.main(config(data, tmp_path / "whole", **change))
     with monkeypatch.context() as m:
@@ -156,7 +157,6 @@ def test_no_teachers(data, tmp_path):
 
 
 def test_unfit_teachers_are_refused_before_anything_is_written(corpus, data, teachers, tmp_path):
-    import prepare
     prepare.main(prepare.PrepareConfig(input_dir=f"{corpus}/text", data_dir=str(tmp_path / "other"), vocab_size=500))
     prepare.main(prepare.PrepareConfig(input_dir=f"{corpus}/text", data_dir=str(tmp_path / "smaller"), vocab_size=400))
     run_train(str(tmp_path / "other"), tmp_path / "same_size", max_iters=1)
@@ -165,12 +165,11 @@ def test_unfit_teachers_are_refused_before_anything_is_written(corpus, data, tea
     run_train(data, tmp_path / "short", max_iters=1, block_size=16, seq_len=16)
     open(tmp_path / "old.pt", "wb").write(b"\x80\x04")
     # the first corpus gave the same tokenizer, so its hash is changed to stand for another one
-    import json as j
     folder = disk.find_checkpoint(str(tmp_path / "other_tokenizer"))
-    c = j.load(open(f"{folder}/config.json"))
-    j.dump({**c, "tokenizer_sha256": "0"}, open(f"{folder}/config.json", "w"))
-    sums = j.load(open(f"{folder}/sha256.json"))
-    j.dump({**sums, "config.json": disk.sha256(f"{folder}/config.json")}, open(f"{folder}/sha256.json", "w"))
+    c = json.load(open(f"{folder}/config.json"))
+    json.dump({**c, "tokenizer_sha256": "0"}, open(f"{folder}/config.json", "w"))
+    sums = json.load(open(f"{folder}/sha256.json"))
+    json.dump({**sums, "config.json": disk.sha256(f"{folder}/config.json")}, open(f"{folder}/sha256.json", "w"))
     for teacher, message in (("other_tokenizer", "another tokenizer"), ("other_size", "vocabulary of 400"), ("short", "has 16 positions"),
                              ("missing", "no checkpoint at"), ("old.pt", "pickled checkpoints are never opened")):
         with pytest.raises(SystemExit, match=message) as e:
