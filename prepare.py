@@ -21,7 +21,7 @@ import urllib.request
 import zipfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -387,32 +387,27 @@ class WordTokens(dict):
 
 # --- helpers --------------------------------------------------------------------------------------
 
-class worker_map:
+@contextmanager
+def worker_map(cfg, blocks):
     """`with worker_map(cfg, blocks) as run: run(function, blocks, title)` maps in order, over worker
-    processes where there is enough text to pay for them, with a progress bar in bytes."""
+    processes where there is enough text to pay for them."""
+    workers = min(cfg.workers or os.cpu_count(), len(blocks))
+    if workers < 2 or sum(b.end - b.start for b in blocks) < 4 * BLOCK_BYTES:
+        yield partial(with_progress, map)
+    else:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
+            yield partial(with_progress, pool.map)
 
-    def __init__(self, cfg, blocks):
-        workers = min(cfg.workers or os.cpu_count(), len(blocks))
-        big = sum(b.end - b.start for b in blocks) > 4 * BLOCK_BYTES
-        self.pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) if workers > 1 and big else nullcontext()
 
-    def __enter__(self):
-        self.pool.__enter__()
-        return self.run
-
-    def __exit__(self, *exc):
-        return self.pool.__exit__(*exc)
-
-    def run(self, function, blocks, title):
-        results = self.pool.map(function, blocks) if isinstance(self.pool, ProcessPoolExecutor) else map(function, blocks)
-        with tqdm(total=sum(b.end - b.start for b in blocks), desc=title, unit="B", unit_scale=True,
-                  disable=not sys.stderr.isatty()) as bar:
-            try:
-                for block, result in zip(blocks, results):
-                    yield result
-                    bar.update(block.end - block.start)
-            except ValueError as e:  # read_block's: file and byte
-                sys.exit(f"error: {e}")
+def with_progress(map_in_order, function, blocks, title):
+    with tqdm(total=sum(b.end - b.start for b in blocks), desc=title, unit="B", unit_scale=True,
+              disable=not sys.stderr.isatty()) as bar:
+        try:
+            for block, result in zip(blocks, map_in_order(function, blocks)):
+                yield result
+                bar.update(block.end - block.start)
+        except ValueError as e:  # read_block's: file and byte
+            sys.exit(f"error: {e}")
 
 
 def report(data_dir, meta):
