@@ -23,7 +23,7 @@ from config import configure
 class DemoConfig:
     seed: int = 1        # of the text, the models and the order of the data
     dir: str = "demo"    # everything goes here; an earlier demo in it is deleted
-    lines: int = 9000    # of training text
+    lines: int = 2000    # of training text
 
 
 def main(cfg):
@@ -37,7 +37,7 @@ def main(cfg):
     command("train.py", "config/demo.py", "config/demo_gpt2.py", data, f"--out_dir={d}/gpt2", seed)
     command("train.py", "config/demo.py", "config/demo_llama.py", data, f"--out_dir={d}/llama", seed)
     command("train.py", "config/demo.py", "config/demo_student.py", data, f"--out_dir={d}/plain", seed)
-    command("distill.py", "config/demo.py", "config/demo_student.py", data, f"--teachers={d}/gpt2,{d}/llama",
+    command("distill.py", "config/demo.py", "config/demo_student.py", data, f"--teachers={d}/gpt2,{d}/llama", "--temperature=1",
             f"--out_dir={d}/distilled", seed)
     for run in ("gpt2", "llama", "plain", "distilled"):
         command("eval_blimp.py", f"--ckpt={d}/{run}", f"--data={d}/pairs")
@@ -283,7 +283,7 @@ def write_text(cfg):
     train = text_lines(grammar, random.Random(f"train {cfg.seed}"), cfg.lines)
     seen = {sentence for line in train for sentence in line}
     for split, ending, lines in (("train_10M", "train", train),
-                                 ("dev", "dev", text_lines(grammar, random.Random(f"dev {cfg.seed}"), 1500))):
+                                 ("dev", "dev", text_lines(grammar, random.Random(f"dev {cfg.seed}"), 800))):
         os.makedirs(os.path.join(cfg.dir, "text", split))
         with open(os.path.join(cfg.dir, "text", split, f"children_stories.{ending}"), "w") as f:
             f.writelines(" ".join(line) + "\n" for line in lines)
