@@ -26,8 +26,8 @@ class DistillConfig(TrainConfig):
     teachers: tuple[str, ...] = ()         # run or checkpoint folders; their logits are averaged
     alpha: float = 0.5                     # weight of CE; 1 - alpha is the weight of T^2 KL
     temperature: float = 2.0
-    kl_reduction: Literal["token", "sequence"] = "token"  # 'sequence' sums KL over a chunk's positions: the published code
-    teacher_dtype: tuple[str, ...] = ("float32",)  # float32 | bfloat16 | int8 (weights only): one for all, or one per teacher
+    kl_reduction: Literal["token", "sequence"] = "token"  # 'sequence' sums KL over positions: the published code
+    teacher_dtype: tuple[str, ...] = ("float32",)  # float32 | bfloat16 | int8 (weights only): for all, or one each
 
 
 def distillation_loss(z_s, z_t, y, alpha, temperature, kl_reduction):
@@ -71,14 +71,17 @@ def load_teachers(cfg, run):
         sys.exit("error: no teachers; name run folders: --teachers=out/gpt2_97m,out/llama_95m")
     dtypes = cfg.teacher_dtype * len(cfg.teachers) if len(cfg.teacher_dtype) == 1 else cfg.teacher_dtype
     if len(dtypes) != len(cfg.teachers) or not set(dtypes) <= {"float32", "bfloat16", "int8"}:
-        sys.exit(f"error: teacher_dtype={','.join(cfg.teacher_dtype)} wants float32, bfloat16 or int8, once or once per teacher")
+        sys.exit(f"error: teacher_dtype={','.join(cfg.teacher_dtype)} wants float32, bfloat16 or int8, "
+                 "once or once per teacher")
     teachers = []
     for path, dtype in zip(cfg.teachers, dtypes):
         teacher, _, config = disk.load_checkpoint(path)
         if teacher.cfg.vocab_size != cfg.vocab_size:
-            sys.exit(f"error: teacher {path} has a vocabulary of {teacher.cfg.vocab_size}, the student and {cfg.data_dir} of {cfg.vocab_size}")
+            sys.exit(f"error: teacher {path} has a vocabulary of {teacher.cfg.vocab_size}, "
+                     f"the student and {cfg.data_dir} of {cfg.vocab_size}")
         if config["tokenizer_sha256"] != run.shards.meta["tokenizer_sha256"]:
-            sys.exit(f"error: teacher {path} was trained with another tokenizer than {cfg.data_dir}; train it on this data")
+            sys.exit(f"error: teacher {path} was trained with another tokenizer than {cfg.data_dir}; "
+                     "train it on this data")
         if teacher.cfg.block_size < cfg.seq_len:
             sys.exit(f"error: teacher {path} has {teacher.cfg.block_size} positions, chunks have seq_len={cfg.seq_len}")
         if dtype == "int8":

@@ -132,12 +132,14 @@ def find_files(cfg):
     for root in [cfg.input_dir] + sorted(e.path for e in os.scandir(cfg.input_dir) if e.is_dir()):
         for train in (f"train_{cfg.track}", f"babylm_{cfg.track}"):
             if os.path.isdir(os.path.join(root, train)):
-                folders = [("train", train), ("dev", "dev"), ("dev", "babylm_dev"), ("test", "test"), ("test", "babylm_test")]
+                folders = [("train", train), ("dev", "dev"), ("dev", "babylm_dev"),
+                           ("test", "test"), ("test", "babylm_test")]
                 return [(split, path) for split, folder in folders
                         for path in list_files(os.path.join(root, folder), "." + split)]
     texts = [("train", path) for path in list_files(cfg.input_dir, ".txt")]
     if not texts:
-        sys.exit(f"error: {cfg.input_dir} holds neither train_{cfg.track}/ or babylm_{cfg.track}/ (see --track) nor .txt files")
+        sys.exit(f"error: {cfg.input_dir} holds neither train_{cfg.track}/ or babylm_{cfg.track}/ (see --track) "
+                 "nor .txt files")
     return texts
 
 
@@ -260,14 +262,16 @@ def get_tokenizer(cfg, folder, blocks, run):
         try:
             disk.save_tiktoken(tiktoken.get_encoding("gpt2"), path)
         except Exception as e:  # it downloads its ranks on first use, through requests
-            sys.exit(f"error: tiktoken could not fetch gpt2's ranks ({type(e).__name__}); go online once, or use another tokenizer")
+            sys.exit(f"error: tiktoken could not fetch gpt2's ranks ({type(e).__name__}); "
+                     "go online once, or use another tokenizer")
     else:
         if not os.path.isfile(cfg.tokenizer):
             sys.exit(f"error: no tokenizer file '{cfg.tokenizer}' (a .model, a .json of ours, or gpt2)")
         path = shutil.copy(cfg.tokenizer, os.path.join(folder, "tokenizer" + os.path.splitext(cfg.tokenizer)[1]))
     tokenizer = disk.load_tokenizer(path)
     if tokenizer.vocab_size > 65536:
-        sys.exit(f"error: tokenizer '{cfg.tokenizer}' has {tokenizer.vocab_size} entries; shards are uint16 and hold 65536 at most")
+        sys.exit(f"error: tokenizer '{cfg.tokenizer}' has {tokenizer.vocab_size} entries; "
+                 "shards are uint16 and hold 65536 at most")
     return tokenizer
 
 
@@ -320,7 +324,8 @@ def write_shards(cfg, folder, blocks, run, tokenizer):
         while tokens:
             if not shards or shards[-1]["split"] != block.split or shards[-1]["tokens"] == SHARD_TOKENS:
                 index = sum(s["split"] == block.split for s in shards)
-                shards.append(dict(split=block.split, file=f"{block.split}_{index:05d}.bin", tokens=0, sha256=hashlib.sha256()))
+                shards.append(dict(split=block.split, file=f"{block.split}_{index:05d}.bin", tokens=0,
+                                   sha256=hashlib.sha256()))
                 if file:
                     file.close()
                 file = open(os.path.join(folder, shards[-1]["file"]), "wb")
@@ -443,7 +448,8 @@ def download(year, track, folder):
                 with zipfile.ZipFile(path) as z:
                     z.extractall(folder)
     except (urllib.error.URLError, OSError, ValueError, zipfile.BadZipFile) as e:
-        sys.exit(f"error: download of {year} failed ({e}); the archives can also be fetched by hand and unpacked into {folder}")
+        sys.exit(f"error: download of {year} failed ({e}); the archives can also be fetched by hand and unpacked "
+                 f"into {folder}")
 
 
 def list_osf(address, folder):

@@ -62,7 +62,7 @@ class TrainConfig(ModelConfig):
     wandb: bool = False           # also log there (pip install wandb)
     # machine
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the arithmetic; weights are float32. auto: bfloat16 where hardware multiplies it
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the arithmetic; auto: bfloat16 where hardware has it
     compile: bool = True
     deterministic: Literal["auto", "on", "off"] = "auto"    # same seed, same bits. auto: on for CPU
 
@@ -98,8 +98,9 @@ def train(cfg, run, loss_fn=next_token_loss, provenance={}, first_record={}):
     announce(cfg, run, model, steps_per_epoch, total)
     if run.compile:
         model.compile(dynamic=False)  # in place: checkpoint keys stay clean
-    ddp = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True,
-                                  device_ids=[run.device] if run.device.type == "cuda" else None) if run.world > 1 else model
+    ddp = model if run.world == 1 else DistributedDataParallel(
+        model, broadcast_buffers=False, gradient_as_bucket_view=True,
+        device_ids=[run.device] if run.device.type == "cuda" else None)
     micro_steps = cfg.batch_size // (run.micro_batch * run.world)
     order = ChunkOrder(cfg, run)
     finite = torch.ones((), dtype=torch.bool, device=run.device)
@@ -135,9 +136,10 @@ def train(cfg, run, loss_fn=next_token_loss, provenance={}, first_record={}):
             record = dict(step=step, epoch=round(step / steps_per_epoch, 4), tokens=step * cfg.batch_size * cfg.seq_len,
                           **dict(zip(sums, values)), lr=lr, grad_norm=grad_norm.item())
             if not finite:
-                sys.exit(f"error: loss or gradient was not finite at or before step {step} (rank {run.rank}); the last good "
-                         f"checkpoint is {last_checkpoint(cfg)}; lower learning_rate or raise warmup_iters")
-            record["tokens_per_s"] = round((step - clock_step) * cfg.batch_size * cfg.seq_len / (time.perf_counter() - clock))
+                sys.exit(f"error: loss or gradient was not finite at or before step {step} (rank {run.rank}); the last "
+                         f"good checkpoint is {last_checkpoint(cfg)}; lower learning_rate or raise warmup_iters")
+            seconds = time.perf_counter() - clock
+            record["tokens_per_s"] = round((step - clock_step) * cfg.batch_size * cfg.seq_len / seconds)
             if save:
                 model.eval()
                 record["val_ce"] = evaluate(model.forward, cfg, run)  # forward: validation shapes are not compiled for
@@ -183,7 +185,8 @@ def start(cfg):
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     micro_batch = cfg.micro_batch_size or max(cfg.batch_size // world, 1)
     if cfg.batch_size % (micro_batch * world):
-        sys.exit(f"error: batch_size={cfg.batch_size} must be a multiple of micro_batch_size x ranks = {micro_batch} x {world}")
+        sys.exit(f"error: batch_size={cfg.batch_size} must be a multiple of micro_batch_size x ranks = "
+                 f"{micro_batch} x {world}")
     shards = disk.Shards(cfg.data_dir, "train")
     if shards.meta["vocab_size"] != cfg.vocab_size:
         sys.exit(f"error: vocab_size={cfg.vocab_size}, but {cfg.data_dir} has {shards.meta['vocab_size']}: "
@@ -302,7 +305,7 @@ class ChunkOrder:
         if epoch != self.epoch:
             rng = np.random.default_rng([cfg.seed, epoch])
             self.epoch, self.chunks = epoch, rng.permutation(n_chunks(cfg, run.shards))
-            self.offsets = rng.integers(cfg.seq_len, size=len(self.chunks)) if cfg.random_offset else np.zeros_like(self.chunks)
+            self.offsets = rng.integers(cfg.seq_len if cfg.random_offset else 1, size=len(self.chunks))
         first = position * cfg.batch_size + (micro_step * run.world + run.rank) * run.micro_batch
         mine = slice(first, first + run.micro_batch)
         tokens = run.shards.windows(self.chunks[mine] * cfg.seq_len + self.offsets[mine], cfg.seq_len + 1)
@@ -328,7 +331,7 @@ def to_batch(tokens, device, index):
     """tokens (B, T + 1) as inputs and targets."""
     tokens, index = torch.from_numpy(tokens), torch.from_numpy(index)
     if device.type == "cuda":
-        tokens, index = tokens.pin_memory().to(device, non_blocking=True), index.pin_memory().to(device, non_blocking=True)
+        tokens, index = (t.pin_memory().to(device, non_blocking=True) for t in (tokens, index))
     return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), index)
 
 
@@ -422,10 +425,10 @@ class Metrics:
 def save_run(cfg, run, model, optimizer, step, val_ce, best, provenance):
     """Checkpoint, last.json, best.json if this is the best, in this order; older folders go last."""
     if run.rank == 0:
-        config = dict(model=asdict(model.cfg), parameters=model.n_params(), step=step, val_ce=val_ce, tokenizer=os.path.basename(run.tokenizer_file),
-                      tokenizer_sha256=run.shards.meta["tokenizer_sha256"], bos=run.shards.meta["options"]["bos"],
-                      data_sha256=disk.sha256(os.path.join(cfg.data_dir, "meta.json")), git_revision=disk.git_revision(),
-                      torch=torch.__version__, train_config=asdict(cfg), **provenance)
+        config = dict(model=asdict(model.cfg), parameters=model.n_params(), step=step, val_ce=val_ce,
+                      tokenizer=os.path.basename(run.tokenizer_file), tokenizer_sha256=run.shards.meta["tokenizer_sha256"],
+                      bos=run.shards.meta["options"]["bos"], data_sha256=disk.sha256(os.path.join(cfg.data_dir, "meta.json")),
+                      git_revision=disk.git_revision(), torch=torch.__version__, train_config=asdict(cfg), **provenance)
         name = disk.save_checkpoint(cfg.out_dir, step, model, config, run.tokenizer_file,
                                     state=(optimizer_tensors(model, optimizer), dict(step=step, best_val_ce=best)))
         disk.point_to(cfg.out_dir, "last.json", name, step, val_ce)
@@ -441,14 +444,18 @@ def load_run(cfg, run, model, optimizer):
     folder = disk.find_checkpoint(cfg.out_dir, ("last.json",))
     saved, _, config = disk.load_checkpoint(folder)
     if asdict(saved.cfg) != asdict(model.cfg):
-        sys.exit(f"error: {folder} is another model ({differences(asdict(saved.cfg), asdict(model.cfg))}); resume with its own settings")
+        sys.exit(f"error: {folder} is another model ({differences(asdict(saved.cfg), asdict(model.cfg))}); "
+                 "resume with its own settings")
     if config["data_sha256"] != disk.sha256(os.path.join(cfg.data_dir, "meta.json")):
-        sys.exit(f"error: {folder} was trained on other data than {cfg.data_dir}; resume with --data_dir={config['train_config']['data_dir']}")
+        sys.exit(f"error: {folder} was trained on other data than {cfg.data_dir}; resume with "
+                 f"--data_dir={config['train_config']['data_dir']}")
     changed = differences(config["train_config"], json.loads(json.dumps(asdict(cfg))), ("resume", "overwrite"))
     if changed and run.rank == 0:
         print(f"notice: resuming with changed settings: {changed}")
     model.load_state_dict(saved.state_dict())
     tensors, counters = disk.load_state(folder)
+    if run.rank == 0 and config["val_ce"] <= counters["best_val_ce"]:  # it may have died between the two pointers
+        disk.point_to(cfg.out_dir, "best.json", os.path.basename(folder), counters["step"], config["val_ce"])
     for name, p in model.named_parameters():
         optimizer.state[p] = {key: tensors[f"{key}.{name}"].to(run.device) for key in ("step", "exp_avg", "exp_avg_sq")}
     return counters["step"], counters["best_val_ce"]
