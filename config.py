@@ -16,6 +16,25 @@ import sys
 import typing
 
 
+def run(main, cls):
+    """Call main with the settings of `cls`. What the machine or the user cuts short ends in one line."""
+    try:
+        main(configure(cls))
+    except KeyboardInterrupt:
+        sys.exit("interrupted; train.py and distill.py go on from the last checkpoint with --resume")
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: `| head`
+        sys.exit(1)
+    except OSError as e:
+        sys.exit(f"error: {e.filename or 'file'}: {e.strerror or e}")
+    except Exception as e:
+        if type(e).__name__ == "OutOfMemoryError" or isinstance(e, MemoryError) or "can't allocate memory" in str(e):
+            sys.exit("error: out of memory; set a smaller --micro_batch_size (same results) or a smaller model")
+        if type(e).__name__ == "SafetensorError":  # disk full
+            sys.exit(f"error: cannot write or read a checkpoint: {e}")
+        raise
+
+
 def configure(cls, argv=None):
     """The settings `cls` (a dataclass with defaults) after config files and flags.
 
@@ -47,8 +66,8 @@ def run_config_file(path):
         names = runpy.run_path(path)
     except SyntaxError as e:
         sys.exit(f"error: {path}, line {e.lineno}: {e.msg}")
-    except Exception as e:  # whatever the user's own code raises
-        sys.exit(f"error: {path} failed: {type(e).__name__}: {e}")
+    except (Exception, SystemExit) as e:  # whatever the user's own code raises
+        sys.exit(f"error: {path} failed: {type(e).__name__}: {' '.join(str(e).split())}")
     return {k: v for k, v in names.items() if not k.startswith("_") and not inspect.ismodule(v)}
 
 
@@ -72,7 +91,7 @@ def checked(types, key, value, where):
         hint = f"did you mean '{near[0]}'?" if near else "see --help; helpers in config files start with _"
         sys.exit(f"error: {where}: there is no setting '{key}': {hint}")
     kind = types[key]
-    if kind is float and type(value) is int:
+    if kind is float and type(value) is int and abs(value) < 2 ** 63:
         value = float(value)
     if typing.get_origin(kind) is typing.Literal:
         fits, wanted = value in typing.get_args(kind), "one of " + ", ".join(typing.get_args(kind))
@@ -81,7 +100,7 @@ def checked(types, key, value, where):
         value, wanted = tuple(value) if fits else value, "a list of strings (on the command line: a,b)"
     else:
         fits, wanted = type(value) is kind, {"str": "text", "bool": "True or False"}.get(kind.__name__, kind.__name__)
-    if fits and kind in (int, float) and not (value >= 0 and math.isfinite(value)):
+    if fits and (kind is int and not 0 <= value < 2 ** 63 or kind is float and not 0 <= value < math.inf):
         fits, wanted = False, "a finite number, 0 or more"
     if not fits:
         sys.exit(f"error: {where}: '{key}' wants {wanted}, got {value!r}")
@@ -91,4 +110,4 @@ def checked(types, key, value, where):
 def help_text(cls):
     """The script's docstring and the commented dataclasses: the manual is the code."""
     sources = [inspect.getsource(c) for c in reversed(cls.__mro__[:-1])]
-    return "\n".join([inspect.getdoc(inspect.getmodule(cls)) or "", "", "Settings and defaults:", ""] + sources)
+    return "\n".join([sys.modules["__main__"].__doc__ or "", "Settings and defaults:", ""] + sources)

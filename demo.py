@@ -16,7 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 
-from config import configure
+import config
 
 
 @dataclass
@@ -27,9 +27,12 @@ class DemoConfig:
 
 
 def main(cfg):
-    if os.path.exists(cfg.dir) and not os.path.exists(os.path.join(cfg.dir, "text")):
-        sys.exit(f"error: {cfg.dir} exists and is not an earlier demo; name another --dir")
+    marker = os.path.join(cfg.dir, ".made_by_demo")
+    if not cfg.dir or os.path.exists(cfg.dir) and not os.path.exists(marker):
+        sys.exit(f"error: dir='{cfg.dir}' is not an earlier demo; name another --dir")
     shutil.rmtree(cfg.dir, ignore_errors=True)
+    os.makedirs(cfg.dir)
+    open(marker, "w").close()
     write_text(cfg)
     d, begin = cfg.dir, time.perf_counter()
     data, seed = f"--data_dir={d}/data", f"--seed={cfg.seed}"
@@ -305,4 +308,4 @@ def text_lines(grammar, rng, n):
 
 
 if __name__ == "__main__":
-    main(configure(DemoConfig))
+    config.run(main, DemoConfig)

@@ -12,6 +12,7 @@ import bisect
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -50,6 +51,7 @@ class SentencePieceTokenizer:
         """True if encoding text equals encoding it cut before each blank: no piece reaches over a
         blank, and none is added or removed. Then prepare.py encodes each distinct word once."""
         inner = any("\u2581" in self.sp.id_to_piece(i)[1:] for i in range(self.vocab_size))
+        inner = inner or any(len(p) > 1 and set(p) & set("\n\t") for p in map(self.sp.id_to_piece, range(self.vocab_size)))
         return not inner and self.decode(self.encode("  a  b ")) == "  a  b " and self.encode("a b") == \
             self.encode("a") + self.encode(" b")
 
@@ -67,6 +69,8 @@ class TiktokenTokenizer:
                                          special_tokens=spec["specials"])
         except Exception as e:
             sys.exit(f"error: {path} is not a tokenizer file of ours, or is damaged ({type(e).__name__}: {e})")
+        if not all(bytes([i]) in ranks for i in range(256)):  # tiktoken would panic on text with a missing one
+            sys.exit(f"error: {path} lacks some of the 256 single bytes")
         self.vocab_size = self.bpe.n_vocab
         special = spec["specials"]
         self.bos, self.eos, self.pad = (next((special[n] for n in names if n in special), None) for names in
@@ -136,8 +140,18 @@ def read_meta(data_dir):
         sys.exit(f"error: {data_dir} is unfinished (no meta.json); run prepare.py again")
     meta = read_json(path)
     if meta.get("format_version") != FORMAT_VERSION:
-        sys.exit(f"error: {path} has format {meta.get('format_version')}, this code reads {FORMAT_VERSION}; prepare it again")
+        sys.exit(f"error: {path} has format {meta.get('format_version')}, this code reads {FORMAT_VERSION}; "
+                 "prepare it again")
+    tokenizer = os.path.join(data_dir, str(meta.get("tokenizer")))
+    if not os.path.isfile(tokenizer) or sha256(tokenizer) != meta.get("tokenizer_sha256"):
+        sys.exit(f"error: {tokenizer} is missing or not the tokenizer meta.json describes; prepare {data_dir} again")
     return meta
+
+
+def data_sha256(meta):
+    """One hash for what a data folder's tokens are: its tokenizer and shards."""
+    parts = [meta["tokenizer_sha256"], *(s["sha256"] for s in meta["shards"])]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 
 def open_shard(data_dir, entry):
@@ -176,7 +190,8 @@ def save_checkpoint(out_dir, step, model, config, tokenizer_file, state=None):
     write_json(os.path.join(tmp, "config.json"), dict(format_version=FORMAT_VERSION, **config))
     shutil.copy(tokenizer_file, tmp)
     if state:
-        save_file({k: v.detach().cpu().contiguous() for k, v in state[0].items()}, os.path.join(tmp, "state.safetensors"))
+        tensors = {k: v.detach().cpu().contiguous() for k, v in state[0].items()}
+        save_file(tensors, os.path.join(tmp, "state.safetensors"))
         write_json(os.path.join(tmp, "state.json"), state[1])
     write_json(os.path.join(tmp, "sha256.json"), {f: sha256(os.path.join(tmp, f)) for f in sorted(os.listdir(tmp))})
     for f in os.listdir(tmp):
@@ -192,13 +207,24 @@ def point_to(out_dir, pointer, name, step, val_ce):
     write_json(os.path.join(out_dir, pointer), dict(folder=name, step=step, val_ce=val_ce))
 
 
+# the names of what a run writes into its folder: nothing else in there is ever deleted
+RUN_FILES = re.compile(r"ckpt_\d+(\.tmp)?|((last|best|train_config|blimp)\.json|metrics\.jsonl)(\.tmp)?")
+
+
+def delete_run(out_dir):
+    for name in os.listdir(out_dir) if os.path.isdir(out_dir) else ():
+        path = os.path.join(out_dir, name)
+        if RUN_FILES.fullmatch(name):
+            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+
+
 def drop_old_checkpoints(out_dir):
     """Keep the folders that last.json and best.json name, and the optimizer's state in last only."""
     pointers = [read_json(os.path.join(out_dir, p)) for p in ("last.json", "best.json")
                 if os.path.isfile(os.path.join(out_dir, p))]
     keep = [p["folder"] for p in pointers]
     for name in os.listdir(out_dir):
-        if name.startswith("ckpt_") and name not in keep:
+        if re.fullmatch(r"ckpt_\d+(\.tmp)?", name) and name not in keep:
             shutil.rmtree(os.path.join(out_dir, name))
     for name in keep[1:]:
         if name != keep[0]:
@@ -219,7 +245,7 @@ def find_checkpoint(path, prefer=("best.json", "last.json")):
     for pointer in prefer:
         file = os.path.join(path, pointer)
         if os.path.isfile(file):
-            folder = os.path.join(path, str(read_json(file).get("folder")))
+            folder = os.path.join(path, str(read_json(file).get("folder")))  # a name, never a path
             if not os.path.isdir(folder):
                 sys.exit(f"error: {file} names {folder}, which is not there")
             return folder
@@ -228,9 +254,11 @@ def find_checkpoint(path, prefer=("best.json", "last.json")):
 
 def read_checkpoint_config(folder):
     """config.json of a checkpoint folder, of a format this code reads."""
+    verify(folder, ["config.json"])
     config = read_json(os.path.join(folder, "config.json"))
     if config.get("format_version") != FORMAT_VERSION or "model" not in config:
-        sys.exit(f"error: {folder} has checkpoint format {config.get('format_version')}, this code reads {FORMAT_VERSION}")
+        sys.exit(f"error: {folder} has checkpoint format {config.get('format_version')}, "
+                 f"this code reads {FORMAT_VERSION}")
     return config
 
 
@@ -243,7 +271,7 @@ def load_checkpoint(path, device="cpu"):
 
     folder = find_checkpoint(path)
     config = read_checkpoint_config(folder)
-    verify(folder, ["config.json", "model.safetensors", config["tokenizer"]])
+    verify(folder, ["model.safetensors", config["tokenizer"]])
     try:
         cfg = ModelConfig(**config["model"])
     except TypeError as e:
@@ -280,11 +308,15 @@ def verify(folder, files):
 # --- small things ---------------------------------------------------------------------------------
 
 def read_json(path):
+    """The JSON object in a file."""
     try:
         with open(path, encoding="utf-8") as f:
-            return json.load(f)
+            value = json.load(f)
     except (OSError, ValueError) as e:
         sys.exit(f"error: cannot read {path}: {e}")
+    if not isinstance(value, dict):
+        sys.exit(f"error: {path} is damaged: not a JSON object")
+    return value
 
 
 def write_json(path, value):
@@ -295,6 +327,7 @@ def write_json(path, value):
         f.flush()
         os.fsync(f.fileno())
     os.replace(path + ".tmp", path)
+    flush_to_disk(os.path.dirname(path) or ".")
 
 
 def flush_to_disk(path):

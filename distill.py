@@ -6,8 +6,9 @@
 The loop, data and validation are train.py's; here are the teachers and the loss. The student's
 training differs from its plain twin's by one function, `distillation_loss`.
 """
+import os
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
@@ -15,10 +16,10 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+import config
 import disk
-from config import configure
 from model import quantize_int8_
-from train import TrainConfig, evaluate, one_line_out_of_memory, start, train
+from train import TrainConfig, evaluate, start, train
 
 
 @dataclass
@@ -69,17 +70,23 @@ def load_teachers(cfg, run):
     """Frozen teachers in evaluation mode. One that does not fit the data is refused by name."""
     if not cfg.teachers:
         sys.exit("error: no teachers; name run folders: --teachers=out/gpt2_97m,out/llama_95m")
+    if not cfg.alpha <= 1:
+        sys.exit(f"error: alpha={cfg.alpha} must lie between 0 and 1")
+    if not 0.01 <= cfg.temperature <= 1000:
+        sys.exit(f"error: temperature={cfg.temperature} must lie between 0.01 and 1000")
     dtypes = cfg.teacher_dtype * len(cfg.teachers) if len(cfg.teacher_dtype) == 1 else cfg.teacher_dtype
     if len(dtypes) != len(cfg.teachers) or not set(dtypes) <= {"float32", "bfloat16", "int8"}:
         sys.exit(f"error: teacher_dtype={','.join(cfg.teacher_dtype)} wants float32, bfloat16 or int8, "
                  "once or once per teacher")
     teachers = []
     for path, dtype in zip(cfg.teachers, dtypes):
-        teacher, _, config = disk.load_checkpoint(path)
+        teacher, _, described = disk.load_checkpoint(path, run.device)
+        if cfg.overwrite and os.path.realpath(disk.find_checkpoint(path)).startswith(os.path.realpath(cfg.out_dir) + os.sep):
+            sys.exit(f"error: --overwrite would delete teacher {path}; name another --out_dir")
         if teacher.cfg.vocab_size != cfg.vocab_size:
             sys.exit(f"error: teacher {path} has a vocabulary of {teacher.cfg.vocab_size}, "
                      f"the student and {cfg.data_dir} of {cfg.vocab_size}")
-        if config["tokenizer_sha256"] != run.shards.meta["tokenizer_sha256"]:
+        if described["tokenizer_sha256"] != run.shards.meta["tokenizer_sha256"]:
             sys.exit(f"error: teacher {path} was trained with another tokenizer than {cfg.data_dir}; "
                      "train it on this data")
         if teacher.cfg.block_size < cfg.seq_len:
@@ -89,29 +96,28 @@ def load_teachers(cfg, run):
         elif dtype == "bfloat16":
             for p in teacher.parameters():  # the rotary tables stay float32
                 p.data = p.data.bfloat16()
-        teachers.append(teacher.requires_grad_(False).to(run.device))
+        teachers.append(teacher.requires_grad_(False))
     return teachers
 
 
 def main(cfg):
     run = start(cfg)
     teachers = load_teachers(cfg, run)
-    with one_line_out_of_memory():
-        val_ce = [evaluate(t, cfg, run) for t in teachers]
-        ensemble = evaluate(partial(ensemble_logits, teachers), cfg, run)
-        if run.rank == 0:
-            for path, ce in zip(cfg.teachers, val_ce):
-                print(f"teacher {path}: validation loss {ce:.4f}")
-            print(f"ensemble of {len(teachers)}: validation loss {ensemble:.4f} nats per token", flush=True)
-        if run.compile:
-            for t in teachers:
-                t.compile(dynamic=False)
-        train(cfg, run, partial(distill_loss_fn, teachers=teachers, cfg=cfg),
-              provenance=dict(teachers=list(cfg.teachers), teacher_val_ce=val_ce),
-              first_record=dict(teacher_val_ce=val_ce, ensemble_val_ce=ensemble))
+    val_ce = [evaluate(t, cfg, run) for t in teachers]
+    ensemble = evaluate(partial(ensemble_logits, teachers), cfg, run)
+    if run.rank == 0:
+        for path, ce in zip(cfg.teachers, val_ce):
+            print(f"teacher {path}: validation loss {ce:.4f}")
+        print(f"ensemble of {len(teachers)}: validation loss {ensemble:.4f} nats per token", flush=True)
+    if run.compile:
+        for t in teachers:
+            t.compile(dynamic=False)
+    train(cfg, run, partial(distill_loss_fn, teachers=teachers, cfg=cfg),
+          provenance=dict(teachers=list(cfg.teachers), teacher_val_ce=val_ce),
+          first_record=dict(teacher_val_ce=val_ce, ensemble_val_ce=ensemble))
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(configure(DistillConfig))
+    config.run(main, DistillConfig)

@@ -19,8 +19,8 @@ from typing import Literal, NamedTuple
 import torch
 from tqdm import tqdm
 
+import config
 import disk
-from config import configure
 from train import pick_device
 
 
@@ -47,29 +47,34 @@ def main(cfg):
     if not cfg.ckpt or not cfg.data:
         sys.exit("error: say what to score on what: --ckpt=out/run --data=blimp_filtered")
     device = pick_device(cfg.device)
-    models, tokenizer, config = load_ensemble(cfg.ckpt, device)
+    models, tokenizer, described = load_ensemble(cfg.ckpt, device)
+    out = cfg.out or (os.path.join(run_folder(cfg.ckpt[0]), "blimp.json") if len(cfg.ckpt) == 1 else "")
+    for path in filter(None, (out, cfg.items)):  # before hours of scoring, not after
+        if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or "."):
+            sys.exit(f"error: cannot write {path}: a folder, or in a folder that is not there")
     prefix = next((t for t in (tokenizer.bos, tokenizer.eos, tokenizer.pad) if t is not None), None)
     if prefix is None:
         sys.exit("error: the tokenizer has no token to put before a sentence (<s>, </s> or <pad>)")
-    if config["bos"] == "none":
+    if described["bos"] == "none":
         print("notice: trained with bos=none: every sentence is scored after a token the model has never seen")
-    folders = {os.path.basename(os.path.normpath(d)): read_pairs(d, tokenizer, models[0].cfg.block_size) for d in cfg.data}
+    block_size = min(m.cfg.block_size for m in models)
+    folders = {os.path.basename(os.path.normpath(d)): read_pairs(d, tokenizer, block_size) for d in cfg.data}
     if len(folders) < len(cfg.data):
         sys.exit("error: two of the data folders have the same name")
     begin = time.perf_counter()
-    result = dict(ckpt=list(cfg.ckpt), step=config["step"], dtype=cfg.dtype, folders={})
-    items = open(cfg.items, "w", encoding="utf-8") if cfg.items else None
+    result = dict(ckpt=list(cfg.ckpt), step=described["step"], dtype=cfg.dtype, folders={})
+    items = []
     for name, pairs in folders.items():
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
             scores = score_pairs(models, pairs, prefix, cfg.batch_tokens, name)
         result["folders"][name] = summary(pairs, scores)
-        for pair, (good, bad) in zip(pairs, scores) if items else ():
-            items.write(json.dumps(dict(task=pair.task, line=pair.line, logp_good=good, logp_bad=bad)) + "\n")
+        items += [json.dumps(dict(task=pair.task, line=pair.line, logp_good=good, logp_bad=bad)) + "\n"
+                  for pair, (good, bad) in zip(pairs, scores)]
     result["seconds"] = round(time.perf_counter() - begin, 1)
-    if items:
-        items.close()
     print_table(result)
-    out = cfg.out or (os.path.join(run_folder(cfg.ckpt[0]), "blimp.json") if len(cfg.ckpt) == 1 else "")
+    if cfg.items:
+        with open(cfg.items, "w", encoding="utf-8") as f:
+            f.writelines(items)
     if out:
         disk.write_json(out, result)
         print(f"written to {out}")
@@ -78,8 +83,8 @@ def main(cfg):
 def load_ensemble(paths, device):
     """Models with one tokenizer, the tokenizer, and the first model's config.json."""
     loaded = [disk.load_checkpoint(path, device) for path in paths]
-    for path, (_, _, config) in zip(paths, loaded):
-        if config["tokenizer_sha256"] != loaded[0][2]["tokenizer_sha256"]:
+    for path, (_, _, described) in zip(paths, loaded):
+        if described["tokenizer_sha256"] != loaded[0][2]["tokenizer_sha256"]:
             sys.exit(f"error: {path} has another tokenizer than {paths[0]}; an ensemble needs one")
     return [model for model, _, _ in loaded], loaded[0][1], loaded[0][2]
 
@@ -96,19 +101,19 @@ def read_pairs(folder, tokenizer, block_size):
     files = sorted(f for f in os.listdir(folder) if f.endswith(".jsonl"))
     pairs = []
     for file in files:
-        with open(os.path.join(folder, file), encoding="utf-8") as f:
+        with open(os.path.join(folder, file), "rb") as f:
             for n, line in enumerate(f):
                 where = f"error: {os.path.join(folder, file)}, line {n + 1}"
                 try:
-                    row = json.loads(line)
+                    row = json.loads(line.decode("utf-8"))
                     good, bad = (tokenizer.encode(" " + row[key]) for key in ("sentence_good", "sentence_bad"))
                 except KeyError as e:
                     sys.exit(f"{where}: no field {e}")
-                except (ValueError, TypeError) as e:
+                except (ValueError, TypeError, RuntimeError) as e:  # RuntimeError: half a surrogate pair
                     sys.exit(f"{where}: not a minimal pair in JSON ({e})")
                 if max(len(good), len(bad)) > block_size:
                     sys.exit(f"{where}: {max(len(good), len(bad))} tokens, the model has {block_size} positions")
-                pairs.append(Pair(file.removesuffix(".jsonl"), n, good, bad, row.get("linguistics_term", "")))
+                pairs.append(Pair(file.removesuffix(".jsonl"), n, good, bad, str(row.get("linguistics_term", ""))))
     if not pairs:
         sys.exit(f"error: {folder} has no minimal pairs (.jsonl files with one JSON object a line)")
     return pairs
@@ -123,12 +128,12 @@ def score_pairs(models, pairs, prefix, batch_tokens, title=""):
     scores = [None] * len(pairs)
     with tqdm(total=len(pairs), desc=title, unit="pair", disable=not sys.stderr.isatty()) as bar:
         while order:
-            n = max(1, batch_tokens // (2 * length[order[0]]))
+            n = max(1, batch_tokens // max(1, 2 * length[order[0]]))
             batch, order = order[:n], order[n:]
             # both members of a pair stand in one batch, padded alike
             logp = sentence_logp(models, [pairs[i].good for i in batch] + [pairs[i].bad for i in batch], prefix, device)
             for i, good, bad in zip(batch, logp, logp[len(batch):]):
-                scores[i] = (good, good if pairs[i].good == pairs[i].bad else bad)  # the same sentence twice ties exactly
+                scores[i] = (good, good if pairs[i].good == pairs[i].bad else bad)  # the same twice ties exactly
             bar.update(len(batch))
     if not all(math.isfinite(s) for pair in scores for s in pair):
         sys.exit("error: the model gives scores that are not finite numbers")
@@ -192,4 +197,4 @@ def print_table(result):
 
 
 if __name__ == "__main__":
-    main(configure(EvalConfig))
+    config.run(main, EvalConfig)

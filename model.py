@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from config import configure
+import config
 
 
 @dataclass
@@ -206,6 +206,8 @@ def check_model_config(cfg):
         sys.exit(f"error: n_head={cfg.n_head} must be a multiple of n_kv_head={cfg.n_kv_head}")
     if cfg.arch == "llama" and cfg.n_embd // cfg.n_head % 2:
         sys.exit(f"error: rotary positions need an even head width, got n_embd/n_head={cfg.n_embd // cfg.n_head}")
+    if not cfg.rope_theta > 0:
+        sys.exit(f"error: rope_theta={cfg.rope_theta} must be above 0")
     if not cfg.dropout < 1:
         sys.exit(f"error: dropout={cfg.dropout} must be below 1")
 
@@ -259,13 +261,16 @@ def quantize_int8_(model):
     return model
 
 
-if __name__ == "__main__":
-    from distill import DistillConfig  # knows every setting a config file may hold
-
-    cfg = configure(DistillConfig)
+def describe(cfg):
     with torch.device("meta"):
         model = LanguageModel(cfg)
     print(model)
     print(f"{cfg.arch}: {cfg.n_layer} layers, {cfg.n_embd} wide, {cfg.n_head} heads, "
           f"{cfg.block_size} positions, vocabulary {cfg.vocab_size}")
     print(f"{model.n_params():,} parameters")
+
+
+if __name__ == "__main__":
+    from distill import DistillConfig  # knows every setting a config file may hold
+
+    config.run(describe, DistillConfig)

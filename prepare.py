@@ -10,6 +10,7 @@ worker processes, so memory does not grow with the corpus.
 """
 import fcntl
 import hashlib
+import http.client
 import json
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ import urllib.request
 import zipfile
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -31,8 +32,8 @@ import sentencepiece
 import tiktoken
 from tqdm import tqdm
 
+import config
 import disk
-from config import configure
 
 
 @dataclass
@@ -52,12 +53,15 @@ class PrepareConfig:
 
 BLOCK_BYTES = 4 << 20    # text read at a time
 SHARD_TOKENS = 1 << 26   # a shard file holds at most this many (128 MiB)
-HEADING = re.compile(r"^= = = (.*?) = = =[ \t]*$", re.MULTILINE)
+HEADING = re.compile(r"^= = = (.*?) = = =[ \t\r]*$", re.MULTILINE)
+OURS = re.compile(r"meta\.json|tokenizer\..*|words\.tsv|(train|val|test)_\d+\.bin|lock")  # what a data folder holds
 
 
 def main(cfg):
     if not cfg.input_dir:
         sys.exit("error: say where the text is: --input_dir=FOLDER")
+    if not os.path.basename(os.path.abspath(cfg.data_dir or "/")):
+        sys.exit(f"error: data_dir='{cfg.data_dir}' is not a folder's name")
     if not cfg.val_fraction < 1:
         sys.exit(f"error: val_fraction={cfg.val_fraction} must be below 1")
     if cfg.download:
@@ -65,26 +69,30 @@ def main(cfg):
     blocks = find_blocks(cfg)
     if os.path.exists(os.path.join(cfg.data_dir, "meta.json")) and not cfg.overwrite:
         sys.exit(f"error: {cfg.data_dir} is already prepared; use --overwrite to replace it")
-    tmp = cfg.data_dir.rstrip("/") + ".tmp"
+    parent, name = os.path.split(os.path.abspath(cfg.data_dir))
+    tmp, old = (os.path.join(parent, f".{name}.{what}") for what in ("unfinished", "replaced"))
+    for folder in (cfg.data_dir, tmp, old):
+        if os.path.lexists(folder) and not (os.path.isdir(folder) and all(map(OURS.fullmatch, os.listdir(folder)))):
+            sys.exit(f"error: {folder} holds other things than prepared data; name another --data_dir")
     os.makedirs(tmp, exist_ok=True)
     with open(os.path.join(tmp, "lock"), "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             sys.exit(f"error: another prepare.py is writing {tmp}")
-        for name in os.listdir(tmp):  # left by a run that was killed
-            if name != "lock":
-                os.remove(os.path.join(tmp, name))
+        for left in os.listdir(tmp):  # by a run that was killed
+            if left != "lock":
+                os.remove(os.path.join(tmp, left))
         with worker_map(cfg, blocks) as run:
             tokenizer = get_tokenizer(cfg, tmp, blocks, run)
             meta = write_shards(cfg, tmp, blocks, run, tokenizer)
         disk.write_json(os.path.join(tmp, "meta.json"), meta)
         os.remove(os.path.join(tmp, "lock"))
+        shutil.rmtree(old, ignore_errors=True)
         if os.path.exists(cfg.data_dir):
-            shutil.rmtree(cfg.data_dir + ".old", ignore_errors=True)
-            os.rename(cfg.data_dir, cfg.data_dir + ".old")
+            os.rename(cfg.data_dir, old)
         os.rename(tmp, cfg.data_dir)
-        shutil.rmtree(cfg.data_dir + ".old", ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
     report(cfg.data_dir, meta)
 
 
@@ -105,6 +113,7 @@ def find_blocks(cfg):
     if not os.path.isdir(cfg.input_dir):
         sys.exit(f"error: no input folder '{cfg.input_dir}'")
     files = find_files(cfg)
+    has_dev = any(folder_split == "dev" for folder_split, _ in files)
     dev = "test" if cfg.val_fraction else "val"
     blocks = []
     for folder_split, path in files:
@@ -115,7 +124,7 @@ def find_blocks(cfg):
             blocks += cut_file(path, source, "train", cfg.val_fraction)
         elif folder_split == "dev":
             blocks += cut_file(path, source, dev)
-        elif not cfg.val_fraction:  # dev has taken the place of test
+        elif not (cfg.val_fraction and has_dev):  # else dev has taken the place of test
             blocks += cut_file(path, source, "test")
     size = Counter()
     for b in blocks:
@@ -123,7 +132,8 @@ def find_blocks(cfg):
     if not size["train"]:
         sys.exit(f"error: the training text under {cfg.input_dir} is empty")
     if not size["val"]:
-        sys.exit(f"error: {cfg.input_dir} has no validation text; hold some out: --val_fraction=0.05")
+        sys.exit(f"error: {cfg.input_dir} has no validation text; " + (
+            "its files have too few lines to hold some out" if cfg.val_fraction else "hold some out: --val_fraction=0.05"))
     return sorted(blocks, key=lambda b: ("train", "val", "test").index(b.split))
 
 
@@ -159,7 +169,9 @@ def cut_file(path, source, split, val_fraction=0.0):
         def next_line_end(position):
             f.seek(position)
             f.readline()
-            return min(f.tell(), size)
+            while (line := f.readline()) and not line.strip(b"\r\n"):
+                pass  # blank lines stay with the text before them: after them a document may begin
+            return min(f.tell() - len(line), size)
 
         while start < size:
             end = next_line_end(min(start + BLOCK_BYTES, size) - 1)
@@ -174,11 +186,11 @@ def cut_file(path, source, split, val_fraction=0.0):
 def read_block(block):
     """The block's text, and whether a document begins at its first character."""
     with open(block.path, "rb") as f:
-        f.seek(max(block.start - 2, 0))
-        before = f.read(min(block.start, 2))
+        f.seek(max(block.start - 3, 0))
+        before = f.read(min(block.start, 3))
         raw = f.read(block.end - block.start)
     try:
-        return raw.decode("utf-8"), block.start == 0 or (not block.headings and before == b"\n\n")
+        return raw.decode("utf-8"), block.start == 0 or (not block.headings and before.endswith((b"\n\n", b"\n\r\n")))
     except UnicodeDecodeError as e:
         raise ValueError(f"{block.path}: byte {block.start + e.start} (0x{raw[e.start]:02x}) is not UTF-8; convert the file")
 
@@ -186,7 +198,7 @@ def read_block(block):
 def split_documents(text, headings, at_start):
     """[(begins a document, text)]: one begins at each = = = Title = = = heading or, in a file
     without headings, after each blank line, and at the file's start."""
-    begin = HEADING if headings else re.compile(r"(?<=\n\n)(?=[^\n])")
+    begin = HEADING if headings else re.compile(r"(?:(?<=\n\n)|(?<=\n\r\n))(?=[^\r\n])")
     cuts = sorted({0, len(text), *(m.start() for m in begin.finditer(text))})
     first = at_start or bool(headings and HEADING.match(text))
     return [(i > 0 or first, text[a:b]) for i, (a, b) in enumerate(zip(cuts, cuts[1:]))]
@@ -267,6 +279,7 @@ def get_tokenizer(cfg, folder, blocks, run):
     else:
         if not os.path.isfile(cfg.tokenizer):
             sys.exit(f"error: no tokenizer file '{cfg.tokenizer}' (a .model, a .json of ours, or gpt2)")
+        disk.load_tokenizer(cfg.tokenizer)  # says what is wrong with the user's file, not with our copy
         path = shutil.copy(cfg.tokenizer, os.path.join(folder, "tokenizer" + os.path.splitext(cfg.tokenizer)[1]))
     tokenizer = disk.load_tokenizer(path)
     if tokenizer.vocab_size > 65536:
@@ -283,21 +296,24 @@ def train_tokenizer(cfg, path, blocks, run):
     counts = Counter()
     for words in run(count_words, [b for b in blocks if b.split == "train"], "counting words"):
         counts.update(words)
-    words = path + ".tsv"
-    with open(words, "w", encoding="utf-8") as f:
+    if not counts:
+        sys.exit("error: nothing is left of the training text after cleaning")
+    folder, words = os.path.dirname(path), "words.tsv"
+    with open(os.path.join(folder, words), "w", encoding="utf-8") as f:
         f.writelines(f"{word}\t{n}\n" for word, n in sorted(counts.items()) if word not in " \t\n" and "\r" not in word)
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            input=words, input_format="tsv", model_prefix=path.removesuffix(".model"), model_type="bpe",
-            vocab_size=cfg.vocab_size, normalization_rule_name="nfkc", remove_extra_whitespaces=False,
-            add_dummy_prefix=False, byte_fallback=True, pad_id=0, bos_id=1, eos_id=2, unk_id=3,
-            max_sentence_length=1 << 30, num_threads=os.cpu_count(), minloglevel=2)
+        with chdir(folder):  # the file records its inputs' paths: the same text must give the same file anywhere
+            sentencepiece.SentencePieceTrainer.train(
+                input=words, input_format="tsv", model_prefix="tokenizer", model_type="bpe",
+                vocab_size=cfg.vocab_size, normalization_rule_name="nfkc", remove_extra_whitespaces=False,
+                add_dummy_prefix=False, byte_fallback=True, pad_id=0, bos_id=1, eos_id=2, unk_id=3,
+                max_sentence_length=1 << 30, minloglevel=2)
     except RuntimeError as e:
         most = re.search(r"value <= (\d+)", str(e))
         sys.exit(f"error: sentencepiece cannot make vocab_size={cfg.vocab_size} entries from this text" +
                  (f", at most {most[1]}" if most else f": {e}"))
-    os.remove(words)
-    os.remove(path.removesuffix(".model") + ".vocab")
+    for name in (words, "tokenizer.vocab"):
+        os.remove(os.path.join(folder, name))
     return disk.load_tokenizer(path)
 
 
@@ -334,6 +350,8 @@ def write_shards(cfg, folder, blocks, run, tokenizer):
             file.write(part)
             shards[-1]["sha256"].update(part)
             shards[-1]["tokens"] += len(part) // disk.DTYPE.itemsize
+    if not any(s["split"] == "train" for s in shards) or not any(s["split"] == "val" for s in shards):
+        sys.exit("error: nothing is left of the training or validation text after cleaning")
     file.close()
     for s in shards:
         disk.flush_to_disk(os.path.join(folder, s["file"]))
@@ -445,9 +463,13 @@ def download(year, track, folder):
                 address, digest = address if isinstance(address, tuple) else (address, None)
                 path = os.path.join(folder, name)
                 fetch(address, path, digest)
-                with zipfile.ZipFile(path) as z:
-                    z.extractall(folder)
-    except (urllib.error.URLError, OSError, ValueError, zipfile.BadZipFile) as e:
+                try:
+                    with zipfile.ZipFile(path) as z:
+                        z.extractall(folder)
+                except zipfile.BadZipFile:
+                    os.replace(path, path + ".bad")  # so that the next try fetches it again
+                    raise ValueError(f"{address} is not a zip archive; see {path}.bad")
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, http.client.HTTPException) as e:
         sys.exit(f"error: download of {year} failed ({e}); the archives can also be fetched by hand and unpacked "
                  f"into {folder}")
 
@@ -499,4 +521,4 @@ def fetch(address, path, digest=None):
 
 
 if __name__ == "__main__":
-    main(configure(PrepareConfig))
+    config.run(main, PrepareConfig)

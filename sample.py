@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 
-from config import configure
+import config
 from eval_blimp import load_ensemble
 from train import pick_device
 
@@ -27,9 +27,10 @@ class SampleConfig:
 def main(cfg):
     if not cfg.ckpt:
         sys.exit("error: say which model: --ckpt=out/run")
-    models, tokenizer, config = load_ensemble(cfg.ckpt, pick_device(cfg.device))
-    ids = tokenizer.encode(cfg.prompt)
-    if config["bos"] != "none" or not ids:  # a model trained without <s> knows it only as a last resort
+    models, tokenizer, described = load_ensemble(cfg.ckpt, pick_device(cfg.device))
+    sys.stdout.reconfigure(errors="replace")  # for terminals that are not UTF-8
+    ids = tokenizer.encode(cfg.prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+    if described["bos"] != "none" or not ids:  # a model trained without <s> knows it only as a last resort
         ids = [tokenizer.bos if tokenizer.bos is not None else 0] + ids
     print(tokenizer.decode(generate(models, ids, cfg.length, cfg.temperature, cfg.top_k, cfg.seed)))
 
@@ -50,9 +51,9 @@ def generate(models, ids, length, temperature=1.0, top_k=0, seed=1):
             continue
         if top_k:
             z[z < z.topk(min(top_k, len(z))).values[-1]] = -torch.inf
-        ids.append(torch.multinomial(torch.softmax(z / temperature, 0), 1, generator=generator).item())
+        ids.append(torch.multinomial(torch.softmax((z - z.max()).double() / temperature, 0), 1, generator=generator).item())
     return ids
 
 
 if __name__ == "__main__":
-    main(configure(SampleConfig))
+    config.run(main, SampleConfig)

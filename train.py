@@ -9,11 +9,11 @@ A step is an optimizer step; a chunk is `seq_len` contiguous tokens and the one 
 """
 import contextlib
 import ctypes
+import importlib.util
 import json
 import math
 import os
 import re
-import shutil
 import sys
 import time
 from dataclasses import asdict, dataclass, fields
@@ -26,8 +26,8 @@ import torch.nn.functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
+import config
 import disk
-from config import configure
 from model import LanguageModel, ModelConfig, check_model_config
 
 
@@ -135,15 +135,16 @@ def train(cfg, run, loss_fn=next_token_loss, provenance={}, first_record={}):
             values = mean_over_ranks(torch.stack(list(sums.values())), run).tolist()
             record = dict(step=step, epoch=round(step / steps_per_epoch, 4), tokens=step * cfg.batch_size * cfg.seq_len,
                           **dict(zip(sums, values)), lr=lr, grad_norm=grad_norm.item())
-            if not finite:
-                sys.exit(f"error: loss or gradient was not finite at or before step {step} (rank {run.rank}); the last "
-                         f"good checkpoint is {last_checkpoint(cfg)}; lower learning_rate or raise warmup_iters")
             seconds = time.perf_counter() - clock
             record["tokens_per_s"] = round((step - clock_step) * cfg.batch_size * cfg.seq_len / seconds)
             if save:
                 model.eval()
                 record["val_ce"] = evaluate(model.forward, cfg, run)  # forward: validation shapes are not compiled for
+                finite &= math.isfinite(record["val_ce"])
                 model.train()
+            if not finite:
+                sys.exit(f"error: loss or gradient was not finite at or before step {step} (rank {run.rank}); the last "
+                         f"good checkpoint is {last_checkpoint(cfg)}; lower learning_rate or raise warmup_iters")
             metrics.log(record, bar)
             if save:
                 save_run(cfg, run, model, optimizer, step, record["val_ce"], min(best, record["val_ce"]), provenance)
@@ -176,9 +177,16 @@ class Run(NamedTuple):
 def start(cfg):
     """The Run for `cfg`, with the process group started under torchrun. What a user can get wrong
     in settings, data or out_dir ends here in one line; nothing is written."""
-    for key in ("seq_len", "batch_size", "log_interval"):
+    for key in ("seq_len", "batch_size", "log_interval", "epochs"):
         if getattr(cfg, key) < 1:
             sys.exit(f"error: {key}={getattr(cfg, key)} must be at least 1")
+    for key, good, wanted in (("beta1", cfg.beta1 < 1, "below 1"), ("beta2", cfg.beta2 < 1, "below 1"),
+                              ("adam_eps", cfg.adam_eps > 0, "above 0"), ("out_dir", cfg.out_dir, "a folder's name"),
+                              ("overwrite", not (cfg.overwrite and cfg.resume), "without --resume")):
+        if not good:
+            sys.exit(f"error: {key}={getattr(cfg, key)} must be {wanted}")
+    if cfg.wandb and not importlib.util.find_spec("wandb"):
+        sys.exit("error: --wandb needs the package: pip install wandb")
     check_model_config(cfg)
     if cfg.seq_len > cfg.block_size:
         sys.exit(f"error: chunks of seq_len={cfg.seq_len} are longer than the model's block_size={cfg.block_size}")
@@ -192,10 +200,12 @@ def start(cfg):
         sys.exit(f"error: vocab_size={cfg.vocab_size}, but {cfg.data_dir} has {shards.meta['vocab_size']}: "
                  f"use --vocab_size={shards.meta['vocab_size']}")
     val = validation_chunks(cfg, disk.Shards(cfg.data_dir, "val"))[rank::world]
-    held = os.path.exists(os.path.join(cfg.out_dir, "last.json"))
-    if held and not (cfg.resume or cfg.overwrite):
+    names = os.listdir(cfg.out_dir) if os.path.isdir(cfg.out_dir) else []
+    if "config.json" in names:
+        sys.exit(f"error: out_dir={cfg.out_dir} is a checkpoint folder; name a run folder")
+    if any(map(disk.RUN_FILES.fullmatch, names)) and not (cfg.resume or cfg.overwrite):
         sys.exit(f"error: {cfg.out_dir} already holds a run; use --resume to go on with it or --overwrite to delete it")
-    if cfg.resume and not held:
+    if cfg.resume and "last.json" not in names:
         sys.exit(f"error: {cfg.out_dir} has no checkpoint to resume from")
     device = pick_device(cfg.device)
     if cfg.deterministic == "on" or cfg.deterministic == "auto" and device.type == "cpu":
@@ -217,6 +227,8 @@ def pick_device(name):
         keep_freed_memory()
         return torch.device("cpu")  # Apple's MPS is left out: nobody has tested it
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if device.index >= torch.cuda.device_count():
+        sys.exit(f"error: {torch.cuda.device_count()} GPUs here, fewer than --nproc_per_node")
     torch.cuda.set_device(device)
     return device
 
@@ -381,25 +393,22 @@ class Metrics:
         self.rank = run.rank
         if run.rank > 0:
             return
-        if cfg.overwrite and not cfg.resume:
-            shutil.rmtree(cfg.out_dir, ignore_errors=True)
+        if cfg.overwrite:
+            disk.delete_run(cfg.out_dir)
         os.makedirs(cfg.out_dir, exist_ok=True)
         disk.write_json(os.path.join(cfg.out_dir, "train_config.json"), asdict(cfg))
         path = os.path.join(cfg.out_dir, "metrics.jsonl")
         kept = []
         if cfg.resume and os.path.exists(path):  # cut back to the checkpoint
             with open(path) as f:
-                kept = [line for line in f if line.endswith("\n") and json.loads(line)["step"] <= step]
+                kept = [line for line in f if line.endswith("\n") and step_of(line) <= step]
         with open(path + ".tmp", "w") as f:
             f.writelines(kept)
         os.replace(path + ".tmp", path)
         self.file = open(path, "a")
         self.wandb = None
         if cfg.wandb:
-            try:
-                import wandb
-            except ImportError:
-                sys.exit("error: --wandb needs the package: pip install wandb")
+            import wandb
             self.wandb = wandb.init(project="nanobabyllama", name=os.path.basename(cfg.out_dir), config=asdict(cfg))
         if first_record and not kept:
             self.write(dict(step=0, **first_record))
@@ -422,14 +431,22 @@ class Metrics:
             sys.stdout.flush()
 
 
+def step_of(line):
+    """The step of a line of metrics.jsonl; a damaged line lies after every step."""
+    try:
+        return json.loads(line)["step"]
+    except (ValueError, TypeError, KeyError):
+        return math.inf
+
+
 def save_run(cfg, run, model, optimizer, step, val_ce, best, provenance):
     """Checkpoint, last.json, best.json if this is the best, in this order; older folders go last."""
     if run.rank == 0:
-        config = dict(model=asdict(model.cfg), parameters=model.n_params(), step=step, val_ce=val_ce,
+        described = dict(model=asdict(model.cfg), parameters=model.n_params(), step=step, val_ce=val_ce,
                       tokenizer=os.path.basename(run.tokenizer_file), tokenizer_sha256=run.shards.meta["tokenizer_sha256"],
-                      bos=run.shards.meta["options"]["bos"], data_sha256=disk.sha256(os.path.join(cfg.data_dir, "meta.json")),
+                      bos=run.shards.meta["options"]["bos"], data_sha256=disk.data_sha256(run.shards.meta),
                       git_revision=disk.git_revision(), torch=torch.__version__, train_config=asdict(cfg), **provenance)
-        name = disk.save_checkpoint(cfg.out_dir, step, model, config, run.tokenizer_file,
+        name = disk.save_checkpoint(cfg.out_dir, step, model, described, run.tokenizer_file,
                                     state=(optimizer_tensors(model, optimizer), dict(step=step, best_val_ce=best)))
         disk.point_to(cfg.out_dir, "last.json", name, step, val_ce)
         if val_ce <= best:
@@ -442,20 +459,23 @@ def save_run(cfg, run, model, optimizer, step, val_ce, best, provenance):
 def load_run(cfg, run, model, optimizer):
     """Put the last checkpoint of out_dir into model and optimizer; returns (step, best validation CE)."""
     folder = disk.find_checkpoint(cfg.out_dir, ("last.json",))
-    saved, _, config = disk.load_checkpoint(folder)
+    saved, _, described = disk.load_checkpoint(folder)
+    if ("teachers" in described["train_config"]) != hasattr(cfg, "teachers"):
+        sys.exit(f"error: {folder} was trained {'without' if hasattr(cfg, 'teachers') else 'with'} teachers; "
+                 f"resume it with {'train.py' if hasattr(cfg, 'teachers') else 'distill.py'}")
     if asdict(saved.cfg) != asdict(model.cfg):
         sys.exit(f"error: {folder} is another model ({differences(asdict(saved.cfg), asdict(model.cfg))}); "
                  "resume with its own settings")
-    if config["data_sha256"] != disk.sha256(os.path.join(cfg.data_dir, "meta.json")):
+    if described["data_sha256"] != disk.data_sha256(run.shards.meta):
         sys.exit(f"error: {folder} was trained on other data than {cfg.data_dir}; resume with "
-                 f"--data_dir={config['train_config']['data_dir']}")
-    changed = differences(config["train_config"], json.loads(json.dumps(asdict(cfg))), ("resume", "overwrite"))
+                 f"--data_dir={described['train_config']['data_dir']}")
+    changed = differences(described["train_config"], json.loads(json.dumps(asdict(cfg))), ("resume", "overwrite"))
     if changed and run.rank == 0:
         print(f"notice: resuming with changed settings: {changed}")
     model.load_state_dict(saved.state_dict())
     tensors, counters = disk.load_state(folder)
-    if run.rank == 0 and config["val_ce"] <= counters["best_val_ce"]:  # it may have died between the two pointers
-        disk.point_to(cfg.out_dir, "best.json", os.path.basename(folder), counters["step"], config["val_ce"])
+    if run.rank == 0 and described["val_ce"] <= counters["best_val_ce"]:  # it may have died between the two pointers
+        disk.point_to(cfg.out_dir, "best.json", os.path.basename(folder), counters["step"], described["val_ce"])
     for name, p in model.named_parameters():
         optimizer.state[p] = {key: tensors[f"{key}.{name}"].to(run.device) for key in ("step", "exp_avg", "exp_avg_sq")}
     return counters["step"], counters["best_val_ce"]
@@ -466,7 +486,7 @@ def optimizer_tensors(model, optimizer):
 
 
 def differences(old, new, ignore=()):
-    return ", ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in new if old.get(k) != new.get(k) and k not in ignore)
+    return ", ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in {**old, **new} if old.get(k) != new.get(k) and k not in ignore)
 
 
 def last_checkpoint(cfg):
@@ -474,23 +494,11 @@ def last_checkpoint(cfg):
     return os.path.join(cfg.out_dir, disk.read_json(path)["folder"]) if os.path.exists(path) else "none yet"
 
 
-@contextlib.contextmanager
-def one_line_out_of_memory():
-    """Running out of memory ends in one line."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as e:
-        if isinstance(e, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(e):
-            sys.exit("error: out of memory; set a smaller --micro_batch_size (same results, less memory)")
-        raise
-
-
 def main(cfg):
-    with one_line_out_of_memory():
-        train(cfg, start(cfg))
+    train(cfg, start(cfg))
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(configure(TrainConfig))
+    config.run(main, TrainConfig)

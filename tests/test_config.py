@@ -86,6 +86,10 @@ def test_bad_arguments_are_one_line(argument, message):
     ("def helper(): pass", "no setting 'helper'"),
     ("n_layer = ", "line 1: invalid syntax"),
     ("n_layer = 1 / 0", "failed: ZeroDivisionError"),
+    ("raise ValueError('two\\nlines')", "failed: ValueError: two lines"),
+    ("exit(0)", "failed: SystemExit"),
+    ("n_layer = 10 ** 400", "'n_layer' wants a finite number"),
+    ("learning_rate = 10 ** 400", "'learning_rate' wants float"),
 ])
 def test_bad_config_files_are_one_line(tmp_path, text, message):
     path = tmp_path / "c.py"
@@ -93,6 +97,19 @@ def test_bad_config_files_are_one_line(tmp_path, text, message):
     with pytest.raises(SystemExit, match=message) as e:
         configure(DistillConfig, [str(path)])
     assert str(path) in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("error,message", [
+    (KeyboardInterrupt(), "interrupted; .* --resume"), (OSError(28, "No space left on device", "out/x"), "out/x: No space left"),
+    (MemoryError(), "out of memory; set a smaller --micro_batch_size"), (torch.OutOfMemoryError("x"), "out of memory"),
+    (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory")])
+def test_what_the_machine_refuses_is_one_line(monkeypatch, error, message):
+    def main(cfg):
+        raise error
+    monkeypatch.setattr(sys, "argv", ["x"])
+    with pytest.raises(SystemExit, match=message) as e:
+        config.run(main, TrainConfig)
+    assert "\n" not in str(e.value)
 
 
 @pytest.mark.parametrize("cls", [TrainConfig, DistillConfig, PrepareConfig, EvalConfig])

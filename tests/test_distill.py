@@ -177,6 +177,28 @@ def test_unfit_teachers_are_refused_before_anything_is_written(corpus, data, tea
         assert teacher in str(e.value) and "\n" not in str(e.value) and not os.path.exists(tmp_path / "s")
 
 
+def test_overwrite_spares_teachers_and_what_is_not_ours(data, teachers, tmp_path):
+    out = tmp_path / "s"
+    shutil.copytree(teachers[0], out)
+    os.makedirs(out / "ckpt_keep")
+    open(out / "thesis.tex", "w").close()
+    with pytest.raises(SystemExit, match="--overwrite would delete teacher"):
+        distill.main(config(data, out, teachers=(str(out),), overwrite=True))
+    assert disk.load_checkpoint(str(out))
+    distill.main(config(data, out, teachers=(teachers[0],), overwrite=True))
+    assert os.path.isdir(out / "ckpt_keep") and os.path.exists(out / "thesis.tex")
+    with pytest.raises(SystemExit, match="was trained with teachers; resume it with distill.py"):
+        run_train(data, out, resume=True)
+    with pytest.raises(SystemExit, match="is a checkpoint folder; name a run folder"):
+        run_train(data, disk.find_checkpoint(str(out)))
+
+
+@pytest.mark.parametrize("change,message", [(dict(alpha=2.0), "alpha=2.0 must lie"), (dict(temperature=0.0), "temperature=0.0 must lie")])
+def test_weights_that_mean_nothing(data, teachers, tmp_path, change, message):
+    with pytest.raises(SystemExit, match=message):
+        distill.main(config(data, tmp_path / "s", teachers=tuple(teachers[:1]), **change))
+
+
 def test_bad_teacher_dtype(data, teachers, tmp_path):
     for dtypes in (("int4",), ("int8", "int8", "int8")):
         with pytest.raises(SystemExit, match="once or once per teacher"):

@@ -109,6 +109,7 @@ def test_bfloat16_is_close(corpus, teachers):
     ('["a", "b"]\n', r"t\.jsonl, line 1: not a minimal pair"),
     ('{"sentence_good": 1, "sentence_bad": "b"}\n', r"t\.jsonl, line 1: not a minimal pair"),
     ('{"sentence_good": "%s", "sentence_bad": "b"}\n' % ("cat " * 99), r"t\.jsonl, line 1: \d+ tokens, the model has 64 positions"),
+    ('{"sentence_good": "\\ud800", "sentence_bad": "b"}\n', r"t\.jsonl, line 1: not a minimal pair"),
     ("", "has no minimal pairs"),
     (None, "no data folder"),
 ])
@@ -121,10 +122,16 @@ def test_bad_pairs_are_one_line(teachers, tmp_path, text, message):
     assert "\n" not in str(e.value)
 
 
+def test_unwritable_results_are_refused_before_scoring(corpus, teachers, tmp_path):
+    for change in (dict(out=str(tmp_path / "no" / "x.json")), dict(items=str(tmp_path))):
+        with pytest.raises(SystemExit, match="cannot write"):
+            eval_blimp.main(EvalConfig(ckpt=(teachers[0],), data=(f"{corpus}/pairs",), device="cpu", **change))
+
+
 def test_sampling(teachers, capsys):
     cfg = dict(ckpt=(teachers[1],), length=12, device="cpu")
     outputs = []
-    for change in (dict(seed=1), dict(seed=1), dict(seed=2), dict(temperature=0.0), dict(temperature=0.0, seed=2), dict(prompt="漢字 \x00☃"), dict(top_k=0)):
+    for change in (dict(seed=1), dict(seed=1), dict(seed=2), dict(temperature=0.0), dict(temperature=1e-40, seed=2), dict(prompt="漢字 \x00☃"), dict(top_k=0)):
         sample.main(sample.SampleConfig(**{**cfg, "prompt": "the dog", **change}))
         outputs.append(capsys.readouterr().out)
     assert outputs[0] == outputs[1] != outputs[2] and outputs[3] == outputs[4] and outputs[0].startswith("the dog")

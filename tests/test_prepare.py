@@ -89,11 +89,14 @@ def test_word_by_word_equals_sentencepiece_on_the_text(tmp_path):
 
 def test_blocks_and_workers_do_not_show(corpus, tmp_path, monkeypatch):
     results = []
+    text = open(f"{corpus}/text/train_10M/children_stories.train").read().split("\n")  # with documents of some lines
+    write(tmp_path / "in", {"train_10M/gutenberg.train": "".join(line + ("\n\n\n" if i % 3 else "\n") for i, line in enumerate(text)),
+                            "dev/gutenberg.dev": "\r\n".join(line + "\r\n" * (i % 3) for i, line in enumerate(text))})
     for size, workers in ((1 << 22, 1), (900, 1), (20_000, 2)):
         monkeypatch.setattr(prepare, "BLOCK_BYTES", size)
-        main(PrepareConfig(input_dir=f"{corpus}/text", data_dir=str(tmp_path / str(size)), vocab_size=330, bos="document", workers=workers))
-        results.append(tokens(tmp_path / str(size)).tolist())
-    assert results[0] == results[1] == results[2]
+        main(PrepareConfig(input_dir=str(tmp_path / "in"), data_dir=str(tmp_path / str(size)), vocab_size=330, bos="document", workers=workers))
+        results.append([tokens(tmp_path / str(size), split).tolist() for split in ("train", "val")])
+    assert results[0] == results[1] == results[2] and results[0][0].count(1) > 300 and results[0][1].count(1) > 300
 
 
 def test_shards_are_cut_and_read_as_one_stream(corpus, tmp_path, monkeypatch):
@@ -114,6 +117,7 @@ def test_where_documents_begin():
     assert [p for p in prepare.split_documents(headings, True, True)] == [
         (True, "preface\n"), (True, "= = = One = = =\n\ntext\n\nmore\n"), (True, "= = = Two = = =\nend\n")]
     assert prepare.split_documents("rest\n= = = One = = =\n", True, False)[0] == (False, "rest\n")
+    assert prepare.split_documents("a\r\n\r\nb\r\n", False, True) == [(True, "a\r\n\r\n"), (True, "b\r\n")]
     assert prepare.split_documents("a\nb\n\n\nc\n", False, True) == [(True, "a\nb\n\n\n"), (True, "c\n")]
 
 
@@ -175,7 +179,7 @@ def test_interrupted_prepare_leaves_nothing_that_looks_finished(corpus, tmp_path
             main(cfg)
     assert not os.path.exists(tmp_path / "d")
     main(cfg)
-    assert "lock" not in os.listdir(tmp_path / "d") and not os.path.exists(tmp_path / "d.tmp")
+    assert "lock" not in os.listdir(tmp_path / "d") and os.listdir(tmp_path) == ["d"]
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -267,6 +271,13 @@ def test_real_text_round_trips(tmp_path):
     ({"a.txt": WORDS, "t.model": "no"}, dict(val_fraction=0.1, tokenizer="t.model"), "is not a sentencepiece model"),
     ({"a.txt": WORDS, "t.json": "{}"}, dict(val_fraction=0.1, tokenizer="t.json"), "is not a tokenizer file"),
     ({"a.txt": WORDS, "../d/meta.json": "{}"}, dict(val_fraction=0.1), "already prepared"),
+    ({"a.txt": WORDS, "../d/thesis.tex": "x"}, dict(val_fraction=0.1), "/d holds other things than prepared data"),
+    ({"a.txt": WORDS, "../d/meta.json": "{}", "../d/thesis.tex": "x"}, dict(val_fraction=0.1, overwrite=True), "holds other things"),
+    ({"a.txt": WORDS}, dict(val_fraction=0.1, data_dir=""), "data_dir='' is not a folder's name"),
+    ({"a.txt": "one line only"}, dict(val_fraction=0.1), "too few lines to hold some out"),
+    ({"train_10M/open_subtitles.train": "Subtitles by X", "dev/cbt.dev": WORDS}, {}, "nothing is left of the training text"),
+    ({"a.txt": WORDS, "t.json": '{"name": "t", "pattern": ".", "specials": {}, "ranks": {"YQ==": 0}}'},
+     dict(val_fraction=0.1, tokenizer="t.json"), "lacks some of the 256 single bytes"),
 ])
 def test_bad_input_is_one_line(tmp_path, files, change, message):
     write(tmp_path / "in", files)
@@ -275,6 +286,7 @@ def test_bad_input_is_one_line(tmp_path, files, change, message):
     with pytest.raises(SystemExit, match=message) as e:
         main(PrepareConfig(**{"input_dir": str(tmp_path / "in"), "data_dir": str(tmp_path / "d"), "vocab_size": 330, **change}))
     assert "\n" not in str(e.value) and not os.path.exists(tmp_path / "d" / "train_00000.bin")
+    assert all(os.path.exists(tmp_path / "in" / name) for name in files)
 
 
 def test_vocabulary_over_65536_is_refused(tmp_path):

@@ -12,6 +12,7 @@ import torch
 from conftest import GPT2, ROOT, TINY, run_train
 
 import disk
+import prepare
 import train
 from model import LanguageModel
 from train import TrainConfig, start
@@ -194,6 +195,12 @@ def test_only_best_and_last_are_kept(data, tmp_path, monkeypatch):
     (dict(n_layer=0), "n_layer=0 must be at least 1"),
     (dict(dropout=1.0), "dropout=1.0 must be below 1"),
     (dict(resume=True), "has no checkpoint to resume from"),
+    (dict(resume=True, overwrite=True), "must be without --resume"),
+    (dict(epochs=0), "epochs=0 must be at least 1"),
+    (dict(beta2=1.0), "beta2=1.0 must be below 1"),
+    (dict(adam_eps=0.0), "adam_eps=0.0 must be above 0"),
+    (dict(rope_theta=0.0), "rope_theta=0.0 must be above 0"),
+    (dict(wandb=True), "pip install wandb"),
 ])
 def test_bad_settings_are_one_line(data, tmp_path, change, message):
     with pytest.raises(SystemExit, match=message) as e:
@@ -213,7 +220,9 @@ def copied(data, tmp_path):
     (lambda d: os.remove(d / "val_00000.bin"), "val_00000.bin is missing"),
     (lambda d: os.truncate(d / "train_00000.bin", 1000), "train_00000.bin has 1000 bytes"),
     (lambda d: open(d / "train_00000.bin", "r+b").write(b"\1\0\2\0\1"), "not the shard meta.json describes"),
-    (lambda d: open(d / "meta.json", "r+").write("[]" + " " * 20), "cannot read|has format"),
+    (lambda d: open(d / "meta.json", "w").write("[]"), "not a JSON object"),
+    (lambda d: os.remove(d / "tokenizer.model"), "tokenizer.model is missing or not the tokenizer"),
+    (lambda d: open(d / "tokenizer.model", "w").write("junk"), "tokenizer.model is missing or not the tokenizer"),
 ])
 def test_damaged_data_is_one_line(data, tmp_path, damage, message):
     d = copied(data, tmp_path)
@@ -235,13 +244,13 @@ def test_a_run_is_not_overwritten_unless_asked(data, tmp_path):
     assert not torch.equal(before["lm_head.weight"], weights(tmp_path / "r")["lm_head.weight"])
 
 
-def test_resume_on_other_data_is_refused(data, tmp_path):
+def test_resume_on_other_data_is_refused(corpus, data, tmp_path):
+    prepare.main(prepare.PrepareConfig(input_dir=f"{corpus}/text", data_dir=str(tmp_path / "d"), vocab_size=500, bos="none"))
+    prepare.main(prepare.PrepareConfig(input_dir=f"{corpus}/text", data_dir=str(tmp_path / "same"), vocab_size=500, bos="line"))
     run_train(data, tmp_path / "r")
-    d = copied(data, tmp_path)
-    meta = json.load(open(d / "meta.json"))
-    json.dump({**meta, "git_revision": "other"}, open(d / "meta.json", "w"))
     with pytest.raises(SystemExit, match="was trained on other data"):
-        run_train(str(d), tmp_path / "r", resume=True)
+        run_train(str(tmp_path / "d"), tmp_path / "r", resume=True)
+    run_train(str(tmp_path / "same"), tmp_path / "r", resume=True)  # the same text prepared again is the same data
 
 
 @pytest.mark.parametrize("file,damage,message", [
@@ -252,13 +261,21 @@ def test_resume_on_other_data_is_refused(data, tmp_path):
     ("tokenizer.model", lambda p: flip(p, 900), "tokenizer.model is damaged"),
     ("state.safetensors", lambda p: flip(p, 4000), "state.safetensors is damaged"),
     ("sha256.json", os.remove, "is unfinished"),
-    ("config.json", lambda p: open(p, "w").write('{"format_version": 9, "model": {}}'), "has checkpoint format 9"),
+    ("config.json", lambda p: rewrite(p, {"format_version": 9, "model": {}}), "has checkpoint format 9"),
+    ("config.json", lambda p: rewrite(p, []), "config.json is damaged: not a JSON object"),
 ])
 def test_damaged_checkpoint_is_named(data, tmp_path, file, damage, message):
     run_train(data, tmp_path / "r", max_iters=3)
     damage(tmp_path / "r" / "ckpt_3" / file)
     with pytest.raises(SystemExit, match=message):
         run_train(data, tmp_path / "r", max_iters=6, resume=True)
+
+
+def rewrite(path, value):
+    """Another content with a right checksum."""
+    json.dump(value, open(path, "w"))
+    sums = os.path.join(os.path.dirname(path), "sha256.json")
+    json.dump({**json.load(open(sums)), os.path.basename(path): disk.sha256(path)}, open(sums, "w"))
 
 
 def flip(path, position):
