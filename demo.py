@@ -10,6 +10,7 @@ and sample. Ends in one table.
 import json
 import os
 import random
+import shlex
 import shutil
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def main(cfg):
 
 def command(script, *args):
     """Show the command a user would type, and run it with this Python. Stops the demo if it fails."""
-    print(f"\n$ python {script} {' '.join(args)}", flush=True)
+    print("\n$", shlex.join(["python", script, *args]), flush=True)
     here = os.path.dirname(os.path.abspath(__file__))
     paths = [os.path.join(here, a) if a.startswith("config/") else a for a in args]
     code = subprocess.run([sys.executable, os.path.join(here, script), *paths]).returncode

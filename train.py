@@ -296,7 +296,7 @@ def announce(cfg, run, model, steps_per_epoch, total):
     print(f"parameters: {n:,} ({cfg.arch})")
     print(f"tokens per epoch: {steps_per_epoch * cfg.batch_size * cfg.seq_len:,}")
     print(f"steps: {total:,} of {cfg.batch_size} x {cfg.seq_len} tokens, {total / steps_per_epoch:.2f} epochs")
-    print(f"memory, estimated: {(16 * n + activations) / 2**30:.1f} GiB a rank without teachers; {run.device}, "
+    print(f"memory, estimated: {(16 * n + activations) / 2**30:.2f} GiB a rank without teachers; {run.device}, "
           f"{'bfloat16' if run.bf16 else 'float32'}, {'compiled' if run.compile else 'not compiled'}, {run.world} ranks", flush=True)
 
 
