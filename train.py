@@ -92,7 +92,6 @@ def train(cfg, run, loss_fn=next_token_loss, provenance={}, first_record={}):
     model = LanguageModel(model_config(cfg)).to(run.device)
     optimizer = make_optimizer(model, cfg)
     steps_per_epoch, total = count_steps(cfg, run)
-    step, best = 0, math.inf
     step, best = load_run(cfg, run, model, optimizer) if cfg.resume else (0, math.inf)
     metrics = Metrics(cfg, run, step, first_record)
     announce(cfg, run, model, steps_per_epoch, total)
@@ -132,11 +131,11 @@ def train(cfg, run, loss_fn=next_token_loss, provenance={}, first_record={}):
 
         save = step == total or step % (cfg.eval_interval or steps_per_epoch) == 0
         if save or step % cfg.log_interval == 0:
+            step_tokens = cfg.batch_size * cfg.seq_len
             values = mean_over_ranks(torch.stack(list(sums.values())), run).tolist()
-            record = dict(step=step, epoch=round(step / steps_per_epoch, 4), tokens=step * cfg.batch_size * cfg.seq_len,
-                          **dict(zip(sums, values)), lr=lr, grad_norm=grad_norm.item())
-            seconds = time.perf_counter() - clock
-            record["tokens_per_s"] = round((step - clock_step) * cfg.batch_size * cfg.seq_len / seconds)
+            record = dict(step=step, epoch=round(step / steps_per_epoch, 4), tokens=step * step_tokens,
+                          **dict(zip(sums, values)), lr=lr, grad_norm=grad_norm.item(),
+                          tokens_per_s=round((step - clock_step) * step_tokens / (time.perf_counter() - clock)))
             if save:
                 model.eval()
                 record["val_ce"] = evaluate(model.forward, cfg, run)  # forward: validation shapes are not compiled for
