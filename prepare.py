@@ -175,7 +175,7 @@ def cut_file(path, source, split, val_fraction=0.0):
 
         while start < size:
             end = next_line_end(min(start + BLOCK_BYTES, size) - 1)
-            cut = next_line_end(start + int((end - start) * (1 - val_fraction))) if val_fraction else end
+            cut = min(next_line_end(start + int((end - start) * (1 - val_fraction))), end) if val_fraction else end
             blocks.append(Block(path, start, cut, source, split, headings))
             if cut < end:
                 blocks.append(Block(path, cut, end, source, "val", headings))
