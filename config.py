@@ -61,7 +61,7 @@ def configure(cls, argv=None):
 def run_config_file(path):
     """The public names a config file leaves behind, modules aside."""
     if not os.path.isfile(path):
-        sys.exit(f"error: no config file '{path}' (settings are written --key=value)")
+        sys.exit(f"error: no config file '{path}' (a setting is written --key=value, with no blank)")
     try:
         names = runpy.run_path(path)
     except SyntaxError as e:
@@ -88,7 +88,7 @@ def checked(types, key, value, where):
     """`value` as the type of setting `key`, or exit naming both and `where` it was written."""
     if key not in types:
         near = difflib.get_close_matches(key, types, 1)
-        hint = f"did you mean '{near[0]}'?" if near else "see --help; helpers in config files start with _"
+        hint = f"did you mean '{near[0]}'?" if near else "it belongs to another script (see --help), or wants a name with _"
         sys.exit(f"error: {where}: there is no setting '{key}': {hint}")
     kind = types[key]
     if kind is float and type(value) is int and abs(value) < 2 ** 63:

@@ -34,8 +34,8 @@ class DistillConfig(TrainConfig):
 def distillation_loss(z_s, z_t, y, alpha, temperature, kl_reduction):
     """alpha CE(y, z_s) + (1 - alpha) T^2 KL(softmax(z_t / T) || softmax(z_s / T)).
 
-    z_s, z_t (B, T, V): logits of the student and of the averaged teachers; y (B, T). CE is a mean
-    per token. KL is a mean per token ('token', Baby Llama's equation 1 as it reads) or summed over
+    z_s, z_t (batch, positions, V): logits of the student and of the averaged teachers; y the targets;
+    T the temperature. CE is a mean per token. KL is a mean per token ('token', Baby Llama's equation 1 as it reads) or summed over
     the chunk's positions and averaged over chunks ('sequence': KLDivLoss's 'batchmean' in the
     published code, seq_len times as heavy). Returns the loss and CE and KL to log, both per token.
     """

@@ -26,7 +26,7 @@ from train import pick_device
 
 @dataclass
 class EvalConfig:
-    ckpt: tuple[str, ...] = ()   # run or checkpoint folder; several: their ensemble
+    ckpt: tuple[str, ...] = ()   # run folder (its best checkpoint) or checkpoint folder; several: their ensemble
     data: tuple[str, ...] = ()   # folders of .jsonl files with sentence_good and sentence_bad
     items: str = ""              # also write one JSON line per pair to this file
     out: str = ""                # where the result goes; '' = blimp.json in the run folder (of a single checkpoint)
@@ -56,7 +56,8 @@ def main(cfg):
     if prefix is None:
         sys.exit("error: the tokenizer has no token to put before a sentence (<s>, </s> or <pad>)")
     if described["bos"] == "none":
-        print("notice: trained with bos=none: every sentence is scored after a token the model has never seen")
+        print("notice: trained with bos=none: every sentence is scored after a token the model has never seen "
+              "(prepare.py --bos=line avoids it)")
     block_size = min(m.cfg.block_size for m in models)
     folders = {os.path.basename(os.path.normpath(d)): read_pairs(d, tokenizer, block_size) for d in cfg.data}
     if len(folders) < len(cfg.data):
@@ -97,7 +98,7 @@ def run_folder(path):
 def read_pairs(folder, tokenizer, block_size):
     """All pairs of the .jsonl files in `folder`, tokenised with the leading blank."""
     if not os.path.isdir(folder):
-        sys.exit(f"error: no data folder '{folder}'")
+        sys.exit(f"error: no data folder '{folder}' (name the folder that holds the .jsonl files)")
     files = sorted(f for f in os.listdir(folder) if f.endswith(".jsonl"))
     pairs = []
     for file in files:

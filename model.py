@@ -1,6 +1,6 @@
 """GPT-2 and Llama, side by side in one file.
 
-    python model.py config/llama_58m.py      # prints the model and its parameter count
+    python model.py config/llama_58m.py      # prints the model and its parameter count (ModelConfig's settings count)
 
 Shapes: B batch, T positions, C width (n_embd), H heads, D = C / H, V vocabulary.
 Modules carry the names of Hugging Face's Llama, with its half-split rotary layout, so Llama weights

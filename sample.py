@@ -15,7 +15,7 @@ from train import pick_device
 
 @dataclass
 class SampleConfig:
-    ckpt: tuple[str, ...] = ()  # run or checkpoint folder; several: their ensemble
+    ckpt: tuple[str, ...] = ()  # run folder (its best checkpoint) or checkpoint folder; several: their ensemble
     prompt: str = ""
     length: int = 100           # tokens to add
     temperature: float = 0.8    # 0 = always the likeliest token

@@ -41,7 +41,7 @@ class TrainConfig(ModelConfig):
     # data
     seq_len: int = 128            # tokens in a training chunk, at most block_size
     epochs: int = 4
-    max_iters: int = 0            # optimizer steps; 0 = as many as the epochs have
+    max_iters: int = 0            # stop after this many optimizer steps, if the epochs have them; 0 = all they have
     batch_size: int = 128         # sequences per optimizer step, all ranks together
     micro_batch_size: int = 0     # sequences at a time on one rank (memory); 0 = batch_size / ranks
     random_offset: bool = False   # shift each chunk by 0..seq_len-1 at each visit (the published code; the papers do not)
@@ -92,7 +92,11 @@ def train(cfg, run, loss_fn=next_token_loss, provenance={}, first_record={}):
     model = LanguageModel(model_config(cfg)).to(run.device)
     optimizer = make_optimizer(model, cfg)
     steps_per_epoch, total = count_steps(cfg, run)
-    step, best = load_run(cfg, run, model, optimizer) if cfg.resume else (0, math.inf)
+    step, best = load_run(cfg, run, model, optimizer, provenance) if cfg.resume else (0, math.inf)
+    if step >= total:
+        if run.rank == 0:
+            print(f"nothing to do: {cfg.out_dir} is at step {step} of {total}; raise --max_iters or --epochs for more")
+        return model
     metrics = Metrics(cfg, run, step, first_record)
     announce(cfg, run, model, steps_per_epoch, total)
     if run.compile:
@@ -295,8 +299,10 @@ def announce(cfg, run, model, steps_per_epoch, total):
     print(f"parameters: {n:,} ({cfg.arch})")
     print(f"tokens per epoch: {steps_per_epoch * cfg.batch_size * cfg.seq_len:,}")
     print(f"steps: {total:,} of {cfg.batch_size} x {cfg.seq_len} tokens, {total / steps_per_epoch:.2f} epochs")
-    print(f"memory, estimated: {(16 * n + activations) / 2**30:.2f} GiB a rank without teachers; {run.device}, "
-          f"{'bfloat16' if run.bf16 else 'float32'}, {'compiled' if run.compile else 'not compiled'}, {run.world} ranks", flush=True)
+    if cfg.max_iters > total:
+        print(f"notice: max_iters={cfg.max_iters}, but {cfg.epochs} epochs have {total} steps; raise --epochs")
+    print(f"memory, estimated: {(16 * n + activations) / 2**30:.2f} GiB for the model trained; ranks: {run.world}, "
+          f"{run.device}, {'bfloat16' if run.bf16 else 'float32'}, {'compiled' if run.compile else 'not compiled'}", flush=True)
 
 
 # --- data order: a pure function of (seed, epoch, position) ----------------------------------------
@@ -455,7 +461,7 @@ def save_run(cfg, run, model, optimizer, step, val_ce, best, provenance):
         dist.barrier()
 
 
-def load_run(cfg, run, model, optimizer):
+def load_run(cfg, run, model, optimizer, provenance):
     """Put the last checkpoint of out_dir into model and optimizer; returns (step, best validation CE)."""
     folder = disk.find_checkpoint(cfg.out_dir, ("last.json",))
     saved, _, described = disk.load_checkpoint(folder)
@@ -471,6 +477,9 @@ def load_run(cfg, run, model, optimizer):
     changed = differences(described["train_config"], json.loads(json.dumps(asdict(cfg))), ("resume", "overwrite"))
     if changed and run.rank == 0:
         print(f"notice: resuming with changed settings: {changed}")
+    changed = differences({k: described[k] for k in provenance}, provenance)
+    if changed and run.rank == 0:
+        print(f"notice: resuming with changed teachers: {changed}")
     model.load_state_dict(saved.state_dict())
     tensors, counters = disk.load_state(folder)
     if run.rank == 0 and described["val_ce"] <= counters["best_val_ce"]:  # it may have died between the two pointers

@@ -58,7 +58,7 @@ def test_order_types_and_lists(tmp_path):
 
 @pytest.mark.parametrize("argument,message", [
     ("--learnign_rate=1", "no setting 'learnign_rate': did you mean 'learning_rate'"),
-    ("--xyzzy=1", "no setting 'xyzzy': see --help"),
+    ("--xyzzy=1", "no setting 'xyzzy': it belongs to another script"),
     ("--n_layer=two", "'n_layer' wants int, got 'two'"),
     ("--n_layer=2.5", "'n_layer' wants int"),
     ("--n_layer", "'n_layer' wants int, got True"),
@@ -68,7 +68,7 @@ def test_order_types_and_lists(tmp_path):
     ("--arch=bert", "'arch' wants one of llama, gpt2, got 'bert'"),
     ("-n", "'-n' is not a setting; write --key=value"),
     ("missing.py", "no config file 'missing.py'"),
-    ("n_layer=3", "no config file 'n_layer=3' \\(settings are written --key=value"),
+    ("n_layer=3", "no config file 'n_layer=3' \\(a setting is written --key=value"),
 ])
 def test_bad_arguments_are_one_line(argument, message):
     with pytest.raises(SystemExit, match=message) as e:

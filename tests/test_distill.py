@@ -203,3 +203,13 @@ def test_bad_teacher_dtype(data, teachers, tmp_path):
     for dtypes in (("int4",), ("int8", "int8", "int8")):
         with pytest.raises(SystemExit, match="once or once per teacher"):
             distill.main(config(data, tmp_path / "s", teachers=tuple(teachers[:2]), teacher_dtype=dtypes))
+
+
+def test_changed_teachers_show_on_resume(data, teachers, tmp_path, capsys):
+    distill.main(config(data, tmp_path / "s", teachers=tuple(teachers[:1]), max_iters=3))
+    distill.main(config(data, tmp_path / "s", teachers=tuple(teachers[:1]), max_iters=3, resume=True))
+    assert "is at step 3 of 3; raise --max_iters" in capsys.readouterr().out
+    distill.main(config(data, tmp_path / "s", teachers=tuple(teachers[1:2]), max_iters=6, resume=True))
+    assert "notice: resuming with changed teachers" in capsys.readouterr().out
+    distill.main(config(data, tmp_path / "s", teachers=tuple(teachers[1:2]), max_iters=9, resume=True))
+    assert "changed teachers" not in capsys.readouterr().out
