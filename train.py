@@ -373,7 +373,8 @@ def evaluate(logits, cfg, run):
     """Mean cross-entropy over the validation chunks, nats per token, of `logits(x)` (B, T, V)."""
     total = torch.zeros(2, dtype=torch.float64, device=run.device)  # sum, count
     for i in range(0, len(run.val), run.micro_batch):
-        batch = to_batch(run.val[i:i + run.micro_batch], run.device, np.empty(0, np.int64))
+        tokens = run.val[i:i + run.micro_batch]
+        batch = to_batch(tokens, run.device, np.arange(i, i + len(tokens)))
         with run.autocast():
             z = logits(batch.x)
         total[0] += F.cross_entropy(z.float().flatten(0, 1), batch.y.flatten(), reduction="sum")
