@@ -138,12 +138,12 @@ def read_meta(data_dir):
         sys.exit(f"error: no data folder {data_dir}; make it with prepare.py")
     if not os.path.isfile(path):
         sys.exit(f"error: {data_dir} is unfinished (no meta.json); run prepare.py again")
-    meta = read_json(path)
-    if meta.get("format_version") != FORMAT_VERSION:
-        sys.exit(f"error: {path} has format {meta.get('format_version')}, this code reads {FORMAT_VERSION}; "
+    meta = read_json(path, ("format_version", "vocab_size", "tokenizer", "tokenizer_sha256", "options", "shards"))
+    if meta["format_version"] != FORMAT_VERSION:
+        sys.exit(f"error: {path} has format {meta['format_version']}, this code reads {FORMAT_VERSION}; "
                  "prepare it again")
-    tokenizer = os.path.join(data_dir, str(meta.get("tokenizer")))
-    if not os.path.isfile(tokenizer) or sha256(tokenizer) != meta.get("tokenizer_sha256"):
+    tokenizer = os.path.join(data_dir, meta["tokenizer"])
+    if not os.path.isfile(tokenizer) or sha256(tokenizer) != meta["tokenizer_sha256"]:
         sys.exit(f"error: {tokenizer} is missing or not the tokenizer meta.json describes; prepare {data_dir} again")
     return meta
 
@@ -220,7 +220,7 @@ def delete_run(out_dir):
 
 def drop_old_checkpoints(out_dir):
     """Keep the folders that last.json and best.json name, and the optimizer's state in last only."""
-    pointers = [read_json(os.path.join(out_dir, p)) for p in ("last.json", "best.json")
+    pointers = [read_json(os.path.join(out_dir, p), ["folder"]) for p in ("last.json", "best.json")
                 if os.path.isfile(os.path.join(out_dir, p))]
     keep = [p["folder"] for p in pointers]
     for name in os.listdir(out_dir):
@@ -245,7 +245,7 @@ def find_checkpoint(path, prefer=("best.json", "last.json")):
     for pointer in prefer:
         file = os.path.join(path, pointer)
         if os.path.isfile(file):
-            folder = os.path.join(path, str(read_json(file).get("folder")))  # a name, never a path
+            folder = os.path.join(path, read_json(file, ["folder"])["folder"])
             if not os.path.isdir(folder):
                 sys.exit(f"error: {file} names {folder}, which is not there")
             return folder
@@ -255,9 +255,9 @@ def find_checkpoint(path, prefer=("best.json", "last.json")):
 def read_checkpoint_config(folder):
     """config.json of a checkpoint folder, of a format this code reads."""
     verify(folder, ["config.json"])
-    config = read_json(os.path.join(folder, "config.json"))
-    if config.get("format_version") != FORMAT_VERSION or "model" not in config:
-        sys.exit(f"error: {folder} has checkpoint format {config.get('format_version')}, "
+    config = read_json(os.path.join(folder, "config.json"), ("format_version", "model", "tokenizer", "tokenizer_sha256", "bos"))
+    if config["format_version"] != FORMAT_VERSION:
+        sys.exit(f"error: {folder} has checkpoint format {config['format_version']}, "
                  f"this code reads {FORMAT_VERSION}")
     return config
 
@@ -307,8 +307,8 @@ def verify(folder, files):
 
 # --- small things ---------------------------------------------------------------------------------
 
-def read_json(path):
-    """The JSON object in a file."""
+def read_json(path, keys=()):
+    """The JSON object in a file, which must have `keys`."""
     try:
         with open(path, encoding="utf-8") as f:
             value = json.load(f)
@@ -316,6 +316,9 @@ def read_json(path):
         sys.exit(f"error: cannot read {path}: {e}")
     if not isinstance(value, dict):
         sys.exit(f"error: {path} is damaged: not a JSON object")
+    for key in keys:
+        if key not in value:
+            sys.exit(f"error: {path} is damaged: no '{key}'")
     return value
 
 

@@ -208,6 +208,11 @@ def test_bad_settings_are_one_line(data, tmp_path, change, message):
     assert "\n" not in str(e.value) and not os.path.exists(tmp_path / "r")
 
 
+def edit(path, **change):
+    value = json.load(open(path))
+    json.dump({**value, **change}, open(path, "w"))
+
+
 def copied(data, tmp_path):
     shutil.copytree(data, tmp_path / "d")
     return tmp_path / "d"
@@ -216,7 +221,8 @@ def copied(data, tmp_path):
 @pytest.mark.parametrize("damage,message", [
     (lambda d: os.remove(d / "meta.json"), "is unfinished"),
     (lambda d: open(d / "meta.json", "w").write('{"format'), "cannot read .*meta.json"),
-    (lambda d: open(d / "meta.json", "w").write('{"format_version": 99}'), "has format 99"),
+    (lambda d: open(d / "meta.json", "w").write('{"format_version": 1}'), "meta.json is damaged: no 'vocab_size'"),
+    (lambda d: edit(d / "meta.json", format_version=99), "has format 99"),
     (lambda d: os.remove(d / "val_00000.bin"), "val_00000.bin is missing"),
     (lambda d: os.truncate(d / "train_00000.bin", 1000), "train_00000.bin has 1000 bytes"),
     (lambda d: open(d / "train_00000.bin", "r+b").write(b"\1\0\2\0\1"), "not the shard meta.json describes"),
@@ -261,7 +267,8 @@ def test_resume_on_other_data_is_refused(corpus, data, tmp_path):
     ("tokenizer.model", lambda p: flip(p, 900), "tokenizer.model is damaged"),
     ("state.safetensors", lambda p: flip(p, 4000), "state.safetensors is damaged"),
     ("sha256.json", os.remove, "is unfinished"),
-    ("config.json", lambda p: rewrite(p, {"format_version": 9, "model": {}}), "has checkpoint format 9"),
+    ("config.json", lambda p: rewrite(p, {**json.load(open(p)), "format_version": 9}), "has checkpoint format 9"),
+    ("config.json", lambda p: rewrite(p, {"format_version": 1}), "config.json is damaged: no 'model'"),
     ("config.json", lambda p: rewrite(p, []), "config.json is damaged: not a JSON object"),
 ])
 def test_damaged_checkpoint_is_named(data, tmp_path, file, damage, message):
