@@ -6,7 +6,6 @@ Config files are executed (they are code: run only those you trust) and may comp
 name in one must be a setting, so a typo cannot pass. Helpers start with `_`. Later files win over
 earlier ones, the command line over files. A bare `--flag` is True, lists are `a,b`.
 """
-import dataclasses
 import difflib
 import inspect
 import math

@@ -169,11 +169,11 @@ def open_shard(data_dir, entry):
 
 # --- checkpoints ----------------------------------------------------------------------------------
 
-def save_checkpoint(out_dir, step, model, config, tokenizer_file, state=None):
+def save_checkpoint(out_dir, step, model, config, tokenizer_file, state):
     """Write out_dir/ckpt_<step>/ whole or not at all, and return its name.
 
     config: what config.json holds beside the format version. state: (tensors, counters), what only
-    resuming needs, both dicts, or None. Tied tensors are stored once. Nothing points to the folder
+    resuming needs, both dicts. Tied tensors are stored once. Nothing points to the folder
     until `point_to` does.
     """
     from safetensors.torch import save_file
@@ -189,10 +189,9 @@ def save_checkpoint(out_dir, step, model, config, tokenizer_file, state=None):
     save_file(weights, os.path.join(tmp, "model.safetensors"))
     write_json(os.path.join(tmp, "config.json"), dict(format_version=FORMAT_VERSION, **config))
     shutil.copy(tokenizer_file, tmp)
-    if state:
-        tensors = {k: v.detach().cpu().contiguous() for k, v in state[0].items()}
-        save_file(tensors, os.path.join(tmp, "state.safetensors"))
-        write_json(os.path.join(tmp, "state.json"), state[1])
+    tensors = {k: v.detach().cpu().contiguous() for k, v in state[0].items()}
+    save_file(tensors, os.path.join(tmp, "state.safetensors"))
+    write_json(os.path.join(tmp, "state.json"), state[1])
     write_json(os.path.join(tmp, "sha256.json"), {f: sha256(os.path.join(tmp, f)) for f in sorted(os.listdir(tmp))})
     for f in os.listdir(tmp):
         flush_to_disk(os.path.join(tmp, f))

@@ -150,8 +150,8 @@ def train(cfg, run, loss_fn=next_token_loss, provenance={}, first_record={}):
                          f"good checkpoint is {last_checkpoint(cfg)}; lower learning_rate or raise warmup_iters")
             metrics.log(record, bar)
             if save:
-                save_run(cfg, run, model, optimizer, step, record["val_ce"], min(best, record["val_ce"]), provenance)
                 best = min(best, record["val_ce"])
+                save_run(cfg, run, model, optimizer, step, record["val_ce"], best, provenance)
             clock, clock_step = time.perf_counter(), step
     bar.close()
     if run.rank == 0:
