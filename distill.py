@@ -14,11 +14,12 @@ from typing import Literal
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 
 import config
 import disk
-from model import quantize_int8_
+from loss import apply_loss, distillation_loss
+from model import head_weight, quantize_int8_
+from teacher_cache import cached_states
 from train import TrainConfig, evaluate, start, train
 
 
@@ -28,24 +29,8 @@ class DistillConfig(TrainConfig):
     alpha: float = 0.5                     # weight of CE; 1 - alpha is the weight of T^2 KL
     temperature: float = 2.0
     kl_reduction: Literal["token", "sequence"] = "token"  # 'sequence' sums KL over positions: the published code
+    teacher_cache: str = ""                # folder: compute the teachers' states once, for all epochs and students
     teacher_dtype: tuple[str, ...] = ("float32",)  # float32 | bfloat16 | int8 (weights only): for all, or one each
-
-
-def distillation_loss(z_s, z_t, y, alpha, temperature, kl_reduction):
-    """alpha CE(y, z_s) + (1 - alpha) T^2 KL(softmax(z_t / T) || softmax(z_s / T)).
-
-    z_s, z_t (batch, positions, V): logits of the student and of the averaged teachers; y the targets;
-    T the temperature. CE is a mean per token. KL is a mean per token ('token', Baby Llama's equation 1 as it reads) or summed over
-    the chunk's positions and averaged over chunks ('sequence': KLDivLoss's 'batchmean' in the
-    published code, seq_len times as heavy). Returns the loss and CE and KL to log, both per token.
-    """
-    z_s, z_t = z_s.float(), z_t.float()
-    ce = F.cross_entropy(z_s.flatten(0, 1), y.flatten())
-    log_p_s, log_p_t = F.log_softmax(z_s / temperature, -1), F.log_softmax(z_t / temperature, -1)
-    kl = F.kl_div(log_p_s, log_p_t, log_target=True, reduction="sum") / y.numel()
-    weight = y.shape[1] if kl_reduction == "sequence" else 1
-    loss = alpha * ce + (1 - alpha) * temperature ** 2 * weight * kl
-    return loss, {"ce": ce.detach(), "kl": kl.detach()}
 
 
 def ensemble_logits(teachers, x):
@@ -56,14 +41,25 @@ def ensemble_logits(teachers, x):
     return z / len(teachers)
 
 
-def distill_loss_fn(model, batch, teachers, cfg):
-    """train()'s loss function: the student's step against the teachers on the same batch."""
-    with torch.no_grad():
-        z_t = ensemble_logits(teachers, batch.x)
+def distill_loss_fn(model, batch, cfg, run, states, heads):
+    """train()'s loss function: the student's step against the teachers on the same batch.
 
-    def head_loss(h, head):  # h (B, T, C)
-        return distillation_loss(head(h), z_t, batch.y, cfg.alpha, cfg.temperature, cfg.kl_reduction)
-    return model(batch.x, head_loss)
+    states(batch) gives the teachers' final hidden states side by side (B, T, C_1 + ... + C_n); heads
+    are their output layers.
+    """
+    formula = partial(distillation_loss, alpha=cfg.alpha, temperature=cfg.temperature,
+                      kl_weight=cfg.seq_len if cfg.kl_reduction == "sequence" else 1)
+    dtype = torch.bfloat16 if run.bf16 else torch.float32
+    with torch.no_grad():
+        h_t = states(batch).to(dtype)
+        w_t = torch.cat([head_weight(head, dtype) for head in heads], dim=1)  # (V, C_1 + ... + C_n)
+    return model(batch.x, lambda h, head: apply_loss(
+        formula, h, head, batch.y, (h_t, w_t, len(heads)), cfg.loss_chunk, run.compile))
+
+
+def hidden_states(teachers, x):
+    """The teachers' final hidden states side by side, (B, T, C_1 + ... + C_n)."""
+    return torch.cat([t.model(x) for t in teachers], dim=-1)
 
 
 def load_teachers(cfg, run):
@@ -96,6 +92,10 @@ def load_teachers(cfg, run):
         elif dtype == "bfloat16":
             for p in teacher.parameters():  # the rotary tables stay float32
                 p.data = p.data.bfloat16()
+        elif run.bf16:  # autocast would do this at every step
+            for m in teacher.model.layers.modules():
+                if isinstance(m, torch.nn.Linear):
+                    m.bfloat16()
         teachers.append(teacher.requires_grad_(False))
     return teachers
 
@@ -111,8 +111,15 @@ def main(cfg):
         print(f"ensemble of {len(teachers)}: validation loss {ensemble:.4f} nats per token", flush=True)
     if run.compile:
         for t in teachers:
-            t.compile(dynamic=False)
-    train(cfg, run, partial(distill_loss_fn, teachers=teachers, cfg=cfg),
+            t.compile_blocks()
+    if cfg.teacher_cache:
+        states = cached_states(cfg, run, teachers)
+        for t in teachers:
+            t.model = None  # only the heads are needed from here on
+    else:
+        def states(batch):
+            return hidden_states(teachers, batch.x)
+    train(cfg, run, partial(distill_loss_fn, states=states, heads=[t.lm_head for t in teachers]),
           provenance=dict(teachers=list(cfg.teachers), teacher_val_ce=val_ce),
           first_record=dict(teacher_val_ce=val_ce, ensemble_val_ce=ensemble))
     if dist.is_initialized():

@@ -6,6 +6,7 @@ Shapes: B batch, T positions, C width (n_embd), H heads, D = C / H, V vocabulary
 Modules carry the names of Hugging Face's Llama, with its half-split rotary layout, so Llama weights
 move in and out without renaming; GPT-2's fused, transposed projections are kept apart here.
 """
+import contextlib
 import math
 import sys
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from typing import Literal
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import config
 
@@ -65,6 +67,12 @@ class LanguageModel(nn.Module):
             for layer in self.model.layers:
                 for proj in (layer.self_attn.o_proj, layer.mlp.down_proj):
                     nn.init.normal_(proj.weight, std=0.02 / math.sqrt(2 * self.cfg.n_layer))
+
+    def compile_blocks(self):
+        """Compile each layer in place. One after another and not as a whole: blocks alike compile once,
+        and DDP can send a layer's gradient while the layers below it are still being differentiated."""
+        for layer in self.model.layers:
+            layer.compile(dynamic=False)
 
     def n_params(self):
         """Parameters, a tied head counted once."""
@@ -136,8 +144,11 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(B, T, self.n_kv_head, -1).transpose(1, 2)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.n_kv_head < self.n_head,
-                                           dropout_p=self.dropout if self.training else 0.0)
+        # the backward pass of torch's fused attention on CPU takes eight times as long as the plain formula's
+        plain = x.device.type == "cpu" and torch.is_grad_enabled()
+        with sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext():
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.n_kv_head < self.n_head,
+                                               dropout_p=self.dropout if self.training else 0.0)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -259,6 +270,11 @@ def quantize_int8_(model):
             elif isinstance(m, nn.Embedding):
                 setattr(parent, name, Int8Embedding(*quantized(m.weight)))
     return model
+
+
+def head_weight(head, dtype):
+    """An output layer's matrix (V, C) in `dtype`, int8 or not."""
+    return head.weight.to(dtype) if isinstance(head, nn.Linear) else (head.weight * head.scale[:, None]).to(dtype)
 
 
 def describe(cfg):

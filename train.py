@@ -28,6 +28,7 @@ from tqdm import tqdm
 
 import config
 import disk
+from loss import apply_loss, cross_entropy
 from model import LanguageModel, ModelConfig, check_model_config
 
 
@@ -63,29 +64,28 @@ class TrainConfig(ModelConfig):
     # machine
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the arithmetic; auto: bfloat16 where hardware has it
-    compile: bool = True
+    compile: Literal["auto", "on", "off"] = "auto"          # auto: on, but for runs of a few minutes on CPU
+    loss_chunk: int = 512         # positions whose logits exist at a time; 0 = all, the loss as its formula reads
     deterministic: Literal["auto", "on", "off"] = "auto"    # same seed, same bits. auto: on for CPU
 
 
 class Batch(NamedTuple):
     x: torch.Tensor      # (B, T) token ids
     y: torch.Tensor      # (B, T) the ids one position on: both losses see all T positions
-    index: torch.Tensor  # (B,) number of the chunk in the training split
+    index: np.ndarray    # (B,) number of the chunk in the training split
 
 
-def next_token_loss(model, batch):
+def next_token_loss(model, batch, cfg, run):
     """Cross-entropy in nats per token, and the parts to log."""
-    def head_loss(h, head):  # h (B, T, C)
-        ce = F.cross_entropy(head(h).float().flatten(0, 1), batch.y.flatten())
-        return ce, {"ce": ce.detach()}
-    return model(batch.x, head_loss)
+    return model(batch.x, lambda h, head: apply_loss(
+        cross_entropy, h, head, batch.y, chunk=cfg.loss_chunk, compiled=run.compile))
 
 
 def train(cfg, run, loss_fn=next_token_loss, provenance={}, first_record={}):
     """Train a model from `cfg` on `run` (see `start`) until its steps are done.
 
-    loss_fn(model, batch) -> (loss, {name: detached scalar}): a mean over the batch's sequences;
-    `model` may be DDP's wrapper. provenance goes into every checkpoint's config.json, first_record
+    loss_fn(model, batch, cfg, run) -> (loss, {name: detached scalar}): a mean over the batch's
+    sequences; `model` may be DDP's wrapper. provenance goes into every checkpoint's config.json, first_record
     into step 0 of metrics.jsonl.
     """
     torch.manual_seed(cfg.seed)
@@ -100,7 +100,7 @@ def train(cfg, run, loss_fn=next_token_loss, provenance={}, first_record={}):
     metrics = Metrics(cfg, run, step, first_record)
     announce(cfg, run, model, steps_per_epoch, total)
     if run.compile:
-        model.compile(dynamic=False)  # in place: checkpoint keys stay clean
+        model.compile_blocks()
     ddp = model if run.world == 1 else DistributedDataParallel(
         model, broadcast_buffers=False, gradient_as_bucket_view=True,
         device_ids=[run.device] if run.device.type == "cuda" else None)
@@ -122,7 +122,7 @@ def train(cfg, run, loss_fn=next_token_loss, provenance={}, first_record={}):
             last = micro_step == micro_steps - 1
             with contextlib.nullcontext() if last or ddp is model else ddp.no_sync():
                 with run.autocast():
-                    loss, parts = loss_fn(ddp, batch)
+                    loss, parts = loss_fn(ddp, batch, cfg, run)
                 (loss / micro_steps).backward()
             for name, value in {"loss": loss.detach(), **parts}.items():
                 sums[name] = sums.get(name, 0) + value / micro_steps
@@ -142,7 +142,7 @@ def train(cfg, run, loss_fn=next_token_loss, provenance={}, first_record={}):
                           tokens_per_s=round((step - clock_step) * step_tokens / (time.perf_counter() - clock)))
             if save:
                 model.eval()
-                record["val_ce"] = evaluate(model.forward, cfg, run)  # forward: validation shapes are not compiled for
+                record["val_ce"] = evaluate(model, cfg, run)
                 finite &= math.isfinite(record["val_ce"])
                 model.train()
             if not finite:
@@ -218,8 +218,8 @@ def start(cfg):
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     bf16 = cfg.dtype == "bfloat16" or cfg.dtype == "auto" and multiplies_bf16(device)
-    return Run(device, rank, world, micro_batch, bf16, cfg.compile and can_compile(device, rank), shards, val,
-               os.path.join(cfg.data_dir, shards.meta["tokenizer"]))
+    run = Run(device, rank, world, micro_batch, bf16, False, shards, val, os.path.join(cfg.data_dir, shards.meta["tokenizer"]))
+    return run._replace(compile=pays_to_compile(cfg, run) and can_compile(device, rank))
 
 
 def pick_device(name):
@@ -228,6 +228,7 @@ def pick_device(name):
         sys.exit("error: device='cuda', but torch finds no CUDA device; use --device=cpu")
     if name == "cpu" or not torch.cuda.is_available():
         keep_freed_memory()
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # on CPU too: bfloat16 attention stays in bfloat16
         return torch.device("cpu")  # Apple's MPS is left out: nobody has tested it
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if device.index >= torch.cuda.device_count():
@@ -256,6 +257,16 @@ def multiplies_bf16(device):
             return bool(re.search(r"\b(amx_bf16|avx512_bf16)\b", f.read()))
     except OSError:
         return False
+
+
+def pays_to_compile(cfg, run):
+    """What --compile=auto means: on a CPU the half minute it takes is lost on a run of a few minutes."""
+    if cfg.compile != "auto":
+        return cfg.compile == "on"
+    with torch.device("meta"):
+        parameters = LanguageModel(model_config(cfg)).n_params()
+    flops = 6 * parameters * count_steps(cfg, run)[1] * cfg.batch_size * cfg.seq_len / run.world
+    return run.device.type == "cuda" or flops > 5e13
 
 
 def can_compile(device, rank):
@@ -295,7 +306,8 @@ def announce(cfg, run, model, steps_per_epoch, total):
         return
     n, rows = model.n_params(), run.micro_batch * cfg.seq_len
     width = 2 if run.bf16 else 4
-    activations = rows * (cfg.n_layer * (10 * cfg.n_embd + 4 * cfg.intermediate_size) * width + 3 * cfg.vocab_size * 4)
+    logits = 3 * 4 * cfg.vocab_size * (min(cfg.loss_chunk, rows) or rows)
+    activations = rows * cfg.n_layer * (10 * cfg.n_embd + 4 * cfg.intermediate_size) * width + logits
     print(f"parameters: {n:,} ({cfg.arch})")
     print(f"tokens per epoch: {steps_per_epoch * cfg.batch_size * cfg.seq_len:,}")
     print(f"steps: {total:,} of {cfg.batch_size} x {cfg.seq_len} tokens, {total / steps_per_epoch:.2f} epochs")
@@ -346,9 +358,9 @@ def count_steps(cfg, run):
 
 def to_batch(tokens, device, index):
     """tokens (B, T + 1) as inputs and targets."""
-    tokens, index = torch.from_numpy(tokens), torch.from_numpy(index)
-    if device.type == "cuda":
-        tokens, index = (t.pin_memory().to(device, non_blocking=True) for t in (tokens, index))
+    tokens = torch.from_numpy(tokens)
+    if device.type == "cuda":  # the host does not wait: it is steps ahead of the GPU when it gets here
+        tokens = tokens.pin_memory().to(device, non_blocking=True)
     return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), index)
 
 
@@ -369,11 +381,13 @@ def validation_chunks(cfg, shards):
 
 
 @torch.no_grad()
+@torch.compiler.set_stance("force_eager")  # nothing is compiled for validation's shapes
 def evaluate(logits, cfg, run):
     """Mean cross-entropy over the validation chunks, nats per token, of `logits(x)` (B, T, V)."""
     total = torch.zeros(2, dtype=torch.float64, device=run.device)  # sum, count
-    for i in range(0, len(run.val), run.micro_batch):
-        tokens = run.val[i:i + run.micro_batch]
+    rows = min(run.micro_batch, max(1, 2048 // cfg.seq_len))  # bounds the memory of the logits
+    for i in range(0, len(run.val), rows):
+        tokens = run.val[i:i + rows]
         batch = to_batch(tokens, run.device, np.arange(i, i + len(tokens)))
         with run.autocast():
             z = logits(batch.x)

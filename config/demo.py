@@ -13,4 +13,4 @@ weight_decay = 0.1
 eval_interval = 100
 eval_chunks = 0
 log_interval = 50
-compile = False     # does not pay at this size
+compile = "off"     # does not pay at this size

@@ -15,7 +15,7 @@ import train  # noqa: E402
 # a model and recipe of which a step takes milliseconds
 TINY = dict(vocab_size=500, n_layer=2, n_head=2, n_embd=32, intermediate_size=48, block_size=64, seq_len=32, batch_size=8,
             epochs=1, max_iters=6, eval_interval=3, eval_chunks=16, log_interval=1, learning_rate=1e-2, warmup_iters=2,
-            device="cpu", dtype="float32", compile=False)
+            device="cpu", dtype="float32", compile="off")
 GPT2 = dict(arch="gpt2", tie_weights=True, norm_eps=1e-5, dropout=0.1)
 
 

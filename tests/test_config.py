@@ -50,8 +50,8 @@ def test_order_types_and_lists(tmp_path):
     a, b = tmp_path / "a.py", tmp_path / "b.py"
     a.write_text("import math\n_half = 4\nn_layer = _half * 2\nlearning_rate = 1\nteachers = ['x', 'y']\nseed = 5\n")
     b.write_text("n_layer = 3\n")
-    cfg = configure(DistillConfig, ["--seed=6", str(a), str(b), "--resume", "--compile=false", "--out_dir=a=b", "--learning_rate=1e-3"])
-    assert (cfg.n_layer, cfg.seed, cfg.resume, cfg.compile, cfg.out_dir, cfg.learning_rate) == (3, 6, True, False, "a=b", 1e-3)
+    cfg = configure(DistillConfig, ["--seed=6", str(a), str(b), "--resume", "--compile=off", "--out_dir=a=b", "--learning_rate=1e-3"])
+    assert (cfg.n_layer, cfg.seed, cfg.resume, cfg.compile, cfg.out_dir, cfg.learning_rate) == (3, 6, True, "off", "a=b", 1e-3)
     assert cfg.teachers == ("x", "y") and isinstance(configure(DistillConfig, [str(a)]).learning_rate, float)
     assert configure(DistillConfig, ["--teachers=p,q"]).teachers == ("p", "q") and configure(DistillConfig, ["--teachers="]).teachers == ()
 
@@ -62,7 +62,7 @@ def test_order_types_and_lists(tmp_path):
     ("--n_layer=two", "'n_layer' wants int, got 'two'"),
     ("--n_layer=2.5", "'n_layer' wants int"),
     ("--n_layer", "'n_layer' wants int, got True"),
-    ("--compile=no", "'compile' wants True or False, got 'no'"),
+    ("--random_offset=no", "'random_offset' wants True or False, got 'no'"),
     ("--learning_rate=-1", "wants a finite number, 0 or more"),
     ("--learning_rate=nan", "wants a finite number"),
     ("--arch=bert", "'arch' wants one of llama, gpt2, got 'bert'"),
@@ -80,7 +80,7 @@ def test_bad_arguments_are_one_line(argument, message):
     ("learnign_rate = 1", "no setting 'learnign_rate': did you mean 'learning_rate'"),
     ("n_layer = '3'", "'n_layer' wants int, got '3'"),
     ("n_layer = True", "'n_layer' wants int, got True"),
-    ("compile = 1", "'compile' wants True or False, got 1"),
+    ("random_offset = 1", "'random_offset' wants True or False, got 1"),
     ("teachers = 'a'", "'teachers' wants a list of strings"),
     ("out_dir = None", "'out_dir' wants text, got None"),
     ("def helper(): pass", "no setting 'helper'"),

@@ -115,7 +115,7 @@ def test_compiled_equals_plain(data, tmp_path):
     if not train.can_compile(torch.device("cpu"), 0):
         pytest.skip("torch.compile does not work on this machine")
     run_train(data, tmp_path / "plain", n_layer=1)
-    run_train(data, tmp_path / "compiled", n_layer=1, compile=True)
+    run_train(data, tmp_path / "compiled", n_layer=1, compile="on")
     for a, b in zip(records(tmp_path / "plain"), records(tmp_path / "compiled")):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
     assert weights(tmp_path / "plain").keys() == weights(tmp_path / "compiled").keys()
@@ -297,6 +297,6 @@ def flip(path, position):
 def test_cuda_learns_like_cpu(data, tmp_path):
     run_train(data, tmp_path / "cpu")
     run_train(data, tmp_path / "cuda", device="cuda")
-    run_train(data, tmp_path / "fast", device="cuda", dtype="bfloat16", compile=True)
+    run_train(data, tmp_path / "fast", device="cuda", dtype="bfloat16", compile="on")
     for a, b, c in zip(*(records(tmp_path / r) for r in ("cpu", "cuda", "fast"))):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-3) == pytest.approx(c["loss"], abs=0.05)
