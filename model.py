@@ -68,11 +68,11 @@ class LanguageModel(nn.Module):
                 for proj in (layer.self_attn.o_proj, layer.mlp.down_proj):
                     nn.init.normal_(proj.weight, std=0.02 / math.sqrt(2 * self.cfg.n_layer))
 
-    def compile_blocks(self):
+    def compile_blocks(self, dynamic=False):
         """Compile each layer in place. One after another and not as a whole: blocks alike compile once,
         and DDP can send a layer's gradient while the layers below it are still being differentiated."""
         for layer in self.model.layers:
-            layer.compile(dynamic=False)
+            layer.compile(dynamic=dynamic)
 
     def n_params(self):
         """Parameters, a tied head counted once."""
@@ -144,9 +144,8 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(B, T, self.n_kv_head, -1).transpose(1, 2)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        # the backward pass of torch's fused attention on CPU takes eight times as long as the plain formula's
-        plain = x.device.type == "cpu" and torch.is_grad_enabled()
-        with sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext():
+        # on CPU the backward pass of torch's fused attention takes several times as long as the plain formula's
+        with sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else contextlib.nullcontext():
             y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.n_kv_head < self.n_head,
                                                dropout_p=self.dropout if self.training else 0.0)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, C))
@@ -177,19 +176,8 @@ class SwiGLU(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
-class RMSNorm(nn.Module):
-    def __init__(self, width, eps):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x):
-        z = x.float()
-        return self.weight * (z * torch.rsqrt(z.pow(2).mean(-1, keepdim=True) + self.eps)).type_as(x)
-
-
 def make_norm(cfg):
-    return RMSNorm(cfg.n_embd, cfg.norm_eps) if cfg.arch == "llama" else nn.LayerNorm(cfg.n_embd, cfg.norm_eps)
+    return nn.RMSNorm(cfg.n_embd, cfg.norm_eps) if cfg.arch == "llama" else nn.LayerNorm(cfg.n_embd, cfg.norm_eps)
 
 
 def rope_table(cfg):

@@ -269,7 +269,7 @@ def pays_to_compile(cfg, run):
     return run.device.type == "cuda" or flops > 5e13
 
 
-def can_compile(device, rank):
+def can_compile(device, rank=0):
     """Try torch.compile on a trivial function; one line of notice if the machine lacks what it needs."""
     try:
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))

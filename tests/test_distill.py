@@ -12,8 +12,9 @@ from test_train import assert_same, cut_short, records, torchrun, weights
 import disk
 import distill
 import prepare
+import train
 from distill import DistillConfig
-from loss import apply_loss, distillation_loss
+from loss import distillation_loss
 from model import LanguageModel
 from train import model_config, start
 
@@ -127,8 +128,8 @@ def test_teachers_are_not_touched(data, teachers, tmp_path):
     assert_same(before, weights(teachers[0]))
 
 
-def test_torchrun_two_ranks_equal_one(data, teachers, tmp_path):
-    change = dict(teachers=tuple(teachers[:2]), max_iters=6, kl_reduction="sequence")
+def test_two_ranks_equal_one_that_accumulates_twice(data, teachers, tmp_path):
+    change = dict(teachers=tuple(teachers[:2]), max_iters=20, kl_reduction="sequence", micro_batch_size=4, learning_rate=3e-3)
     distill.main(config(data, tmp_path / "one", **change))
     torchrun("distill.py", data, tmp_path / "two", **change)
     for a, b in zip(records(tmp_path / "one"), records(tmp_path / "two")):
@@ -136,6 +137,17 @@ def test_torchrun_two_ranks_equal_one(data, teachers, tmp_path):
         for key in ("loss", "ce", "kl", "val_ce"):
             if key in a:
                 assert a[key] == pytest.approx(b[key], rel=1e-4)
+
+
+def test_compiled_equals_plain(data, teachers, tmp_path):
+    if not train.can_compile(torch.device("cpu")):
+        pytest.skip("torch.compile does not work on this machine")
+    for compile in ("off", "on"):
+        distill.main(config(data, tmp_path / compile, teachers=tuple(teachers[:1]), n_layer=1, loss_chunk=128, compile=compile))
+    for a, b in zip(records(tmp_path / "off"), records(tmp_path / "on")):
+        for key in ("loss", "ce", "kl", "val_ce"):
+            assert a.get(key) == (pytest.approx(b[key], rel=1e-4) if key in b else None)
+    assert weights(tmp_path / "off").keys() == weights(tmp_path / "on").keys()
 
 
 def test_resume_equals_uninterrupted(data, teachers, tmp_path, monkeypatch):
