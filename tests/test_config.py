@@ -10,6 +10,8 @@ import torch
 from conftest import ROOT
 
 import config
+from bench import BenchConfig
+from chain import ChainConfig
 from config import configure
 from distill import DistillConfig
 from eval_blimp import EvalConfig
@@ -20,13 +22,15 @@ from train import TrainConfig, model_config
 COUNTS = {  # from the papers' dimensions, counted with another implementation
     "llama_16m": 16_584_960, "llama_58m": 58_343_936, "llama_95m": 95_371_008, "llama_360m": 359_973_888,
     "gpt2_705m": 704_928_768, "gpt2_97m": 97_540_608, "gpt2_10m": 10_480_128, "babyllama": 58_343_936,
-    "babyllama2": 345_355_200, "babyllama2_teacher": 345_355_200}
+    "reverse_58m": 58_343_936, "reverse_95m": 95_371_008, "reverse_360m": 359_973_888, "babyllama2": 345_355_200, "babyllama2_teacher": 345_355_200}
 
 
 @pytest.mark.parametrize("path", sorted(glob.glob(f"{ROOT}/config/*.py")), ids=os.path.basename)
 def test_every_config_builds_and_counts(path):
     name = os.path.basename(path)[:-3]
-    distilled = "teachers" in open(path).read()
+    if "generations =" in open(path).read():
+        return configure(ChainConfig, [path])
+    distilled = "alpha" in open(path).read()
     cfg = configure(DistillConfig if distilled else TrainConfig, [path])
     with torch.device("meta"):
         n = LanguageModel(model_config(cfg)).n_params()
@@ -112,7 +116,7 @@ def test_what_the_machine_refuses_is_one_line(monkeypatch, error, message):
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("cls", [TrainConfig, DistillConfig, PrepareConfig, EvalConfig])
+@pytest.mark.parametrize("cls", [TrainConfig, DistillConfig, PrepareConfig, EvalConfig, ChainConfig, BenchConfig])
 def test_help_shows_every_setting_with_its_comment(cls):
     text = config.help_text(cls)
     for key in cls.__dataclass_fields__:

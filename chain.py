@@ -1,0 +1,127 @@
+"""A sequence of models, each taught by earlier ones: self- and reverse-distillation.
+
+    python chain.py config/reverse_distillation.py --nproc_per_node=4
+    python chain.py config/demo_chain.py                       # on what `make demo` left, minutes on a CPU
+
+A generation is one line of the config, "name config_file teacher teacher ...". A teacher is an earlier
+generation or any run folder; with none it is plain training. Further config files and flags may stand in
+the line too. Each is trained by train.py or distill.py and scored by eval_blimp.py. Repeat the command to go on: what is in results.jsonl is skipped, a
+generation that was cut short is resumed, one whose settings have changed is refused.
+"""
+import hashlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+
+import config
+import disk
+from distill import DistillConfig
+from train import TrainConfig
+
+
+@dataclass
+class ChainConfig:
+    generations: tuple[str, ...] = ()  # "name config_file teacher ...", in order
+    settings: tuple[str, ...] = ()     # for every generation: more config files and flags, such as --max_iters=500
+    data_dir: str = "data/babylm"
+    out_dir: str = "out/chain"         # a run folder per generation, and results.jsonl
+    blimp: tuple[str, ...] = ()        # folders of minimal pairs to score each generation on
+    eval_dtype: str = "float32"        # for eval_blimp.py
+    nproc_per_node: int = 0            # GPUs: each generation under torchrun; 0 = one process
+
+
+def main(cfg):
+    if not cfg.generations:
+        sys.exit("error: no generations; name a config that lists them: python chain.py config/demo_chain.py")
+    plan = [plan_generation(cfg, i) for i in range(len(cfg.generations))]  # all mistakes show before the first is trained
+    data_sha256 = disk.data_sha256(disk.read_meta(cfg.data_dir))
+    done = read_results(cfg)
+    for name, script, argv, settings in plan:
+        row = done.get(name)
+        mine = dict(settings_sha256=settings, data_sha256=data_sha256)
+        if row and {k: row.get(k) for k in mine} != mine:
+            sys.exit(f"error: {cfg.out_dir}/results.jsonl has '{name}' with other settings or data; name another --out_dir")
+        if not row:
+            print(f"\n=== {name}", flush=True)
+            done[name] = dict(generation=name, **mine, **train_and_score(cfg, name, script, argv))
+            with open(os.path.join(cfg.out_dir, "results.jsonl"), "a") as f:
+                f.write(json.dumps(done[name]) + "\n")
+    table([done[name] for name, *_ in plan])
+
+
+def plan_generation(cfg, i):
+    """(name, script, arguments, hash of the resolved settings) of the i-th generation."""
+    name, *words = cfg.generations[i].split() or [""]
+    earlier = [line.split()[0] for line in cfg.generations[:i]]
+    own = [w for w in words if w.startswith("--") or w.endswith(".py")]
+    words = [w for w in words if w not in own]
+    if not own or name in earlier or "/" in name:
+        sys.exit(f"error: generation {i + 1}, '{cfg.generations[i]}', is not 'name config_file teacher ...' with a new name")
+    teachers = [os.path.join(cfg.out_dir, w) if w in earlier else w for w in words]
+    for teacher in words:
+        if teacher not in earlier and not os.path.isdir(teacher):
+            sys.exit(f"error: {name}'s teacher '{teacher}' is neither an earlier generation nor a run folder")
+    argv = [*own, *cfg.settings, f"--data_dir={cfg.data_dir}", f"--out_dir={os.path.join(cfg.out_dir, name)}"]
+    if teachers:
+        argv.append(f"--teachers={','.join(teachers)}")
+    settings = asdict(config.configure(DistillConfig if teachers else TrainConfig, argv))
+    for key in ("data_dir", "out_dir", "device", "compile"):  # where, not what
+        del settings[key]
+    return name, "distill.py" if teachers else "train.py", argv, hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+
+
+def train_and_score(cfg, name, script, argv):
+    """Train or resume a generation, score its best checkpoint, and give what the results say of it."""
+    folder = os.path.join(cfg.out_dir, name)
+    if os.path.isdir(folder) and os.listdir(folder):
+        argv = [*argv, "--resume" if disk.checkpoints(folder) else "--overwrite"]
+    command(script, *argv, nproc=cfg.nproc_per_node)
+    if cfg.blimp:
+        command("eval_blimp.py", f"--ckpt={folder}", f"--data={','.join(cfg.blimp)}", f"--dtype={cfg.eval_dtype}", quiet=True)
+    best = disk.find_checkpoint(folder)
+    described = disk.read_checkpoint_config(best)
+    scores = disk.read_json(os.path.join(folder, "blimp.json"))["folders"] if cfg.blimp else {}
+    return dict(teachers=described.get("teachers", []), parameters=described["parameters"], seed=described["train_config"]["seed"],
+                step=described["step"], val_ce=described["val_ce"], **{name: scores[name]["accuracy"] for name in scores},
+                git_revision=disk.git_revision(), torch=described["torch"])
+
+
+def command(script, *args, nproc=0, quiet=False):
+    """Show the command a user would type, and run it with this Python. Ends the chain if it fails."""
+    print("$", shlex.join([script, *args]), flush=True)
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"] if nproc else []
+    here = os.path.dirname(os.path.abspath(__file__))
+    code = subprocess.run([sys.executable, *launcher, os.path.join(here, script), *args], stdout=subprocess.DEVNULL if quiet else None).returncode
+    if code:
+        sys.exit(f"error: {script} failed or was stopped; the same command goes on from there")
+
+
+def read_results(cfg):
+    """generation -> its line of results.jsonl."""
+    os.makedirs(cfg.out_dir, exist_ok=True)
+    disk.lock(cfg.out_dir)
+    path = os.path.join(cfg.out_dir, "results.jsonl")
+    lines = []
+    if os.path.isfile(path):
+        with open(path) as f:
+            lines = [line for line in f if line.endswith("\n")]  # the last may have been cut short
+    with open(path + ".tmp", "w") as f:
+        f.writelines(lines)
+    os.replace(path + ".tmp", path)
+    return {row["generation"]: row for row in map(json.loads, lines)}
+
+
+def table(rows):
+    folders = [key for key in rows[0] if isinstance(rows[0][key], float) and key != "val_ce"]
+    print("\n| generation | taught by | parameters | validation loss |" + "".join(f" {f}, % |" for f in folders))
+    print("|---|---|---:|---:|" + "---:|" * len(folders))
+    for row in rows:
+        print(f"| {row['generation']} | {', '.join(map(os.path.basename, row['teachers']))} | {row['parameters']:,} | {row['val_ce']:.4f} |"
+              + "".join(f" {100 * row[f]:.2f} |" for f in folders))
+
+
+if __name__ == "__main__":
+    config.run(main, ChainConfig)
