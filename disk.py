@@ -9,6 +9,7 @@ torch is imported where it is needed, so that prepare.py's worker processes star
 """
 import base64
 import bisect
+import fcntl
 import hashlib
 import json
 import os
@@ -139,6 +140,9 @@ def read_meta(data_dir):
     if not os.path.isfile(path):
         sys.exit(f"error: {data_dir} is unfinished (no meta.json); run prepare.py again")
     meta = read_json(path, ("format_version", "vocab_size", "tokenizer", "tokenizer_sha256", "options", "shards"))
+    if not isinstance(meta["shards"], list) or not all(
+            isinstance(s, dict) and {"split", "file", "tokens", "sha256"} <= s.keys() for s in meta["shards"]):
+        sys.exit(f"error: {path} is damaged: 'shards' does not describe shards")
     if meta["format_version"] != FORMAT_VERSION:
         sys.exit(f"error: {path} has format {meta['format_version']}, this code reads {FORMAT_VERSION}; "
                  "prepare it again")
@@ -206,6 +210,15 @@ def point_to(out_dir, pointer, name, step, val_ce):
     write_json(os.path.join(out_dir, pointer), dict(folder=name, step=step, val_ce=val_ce))
 
 
+def pointed(out_dir, pointer):
+    """The name of the folder that `pointer` names, or None."""
+    path = os.path.join(out_dir, pointer)
+    name = read_json(path, ["folder"])["folder"] if os.path.isfile(path) else None
+    if name is not None and not re.fullmatch(r"ckpt_\d+", str(name)):
+        sys.exit(f"error: {path} is damaged: 'folder' is {name!r}")
+    return name
+
+
 # the names of what a run writes into its folder: nothing else in there is ever deleted
 RUN_FILES = re.compile(r"ckpt_\d+(\.tmp)?|((last|best|train_config|blimp)\.json|metrics\.jsonl)(\.tmp)?")
 
@@ -218,21 +231,40 @@ def delete_run(out_dir):
 
 
 def drop_old_checkpoints(out_dir):
-    """Keep the folders that last.json and best.json name, and the optimizer's state in last only."""
-    pointers = [read_json(os.path.join(out_dir, p), ["folder"]) for p in ("last.json", "best.json")
-                if os.path.isfile(os.path.join(out_dir, p))]
-    keep = [p["folder"] for p in pointers]
+    """Keep the folder last.json names and the one before it, should the disk lose that; of the best
+    one only what is needed to use it."""
+    best, last = (pointed(out_dir, pointer) for pointer in ("best.json", "last.json"))
+    resumable = [os.path.basename(folder) for folder in checkpoints(out_dir, last)][:2]
     for name in os.listdir(out_dir):
-        if re.fullmatch(r"ckpt_\d+(\.tmp)?", name) and name not in keep:
-            shutil.rmtree(os.path.join(out_dir, name))
-    for name in keep[1:]:
-        if name != keep[0]:
-            for f in ("state.safetensors", "state.json"):
-                if os.path.exists(os.path.join(out_dir, name, f)):
+        if re.fullmatch(r"ckpt_\d+(\.tmp)?", name) and name not in resumable:
+            for f in os.listdir(os.path.join(out_dir, name)) if name == best else ():
+                if f in ("state.safetensors", "state.json"):
                     os.remove(os.path.join(out_dir, name, f))
+            if name != best:
+                shutil.rmtree(os.path.join(out_dir, name))
 
 
-def find_checkpoint(path, prefer=("best.json", "last.json")):
+def checkpoints(out_dir, last=None):
+    """Checkpoint folders a run can go on from, the latest first, from the folder named `last` on."""
+    step = {name: int(name[5:]) for name in os.listdir(out_dir) if re.fullmatch(r"ckpt_\d+", name)
+            and os.path.isfile(os.path.join(out_dir, name, "state.json"))}
+    return [os.path.join(out_dir, name) for name in sorted(step, key=step.get, reverse=True)
+            if last is None or step[name] <= int(last[5:])]
+
+
+def find_resumable(out_dir):
+    """The folder last.json names, whole. If it is damaged, exits naming the one before it."""
+    folders = checkpoints(out_dir, pointed(out_dir, "last.json"))
+    wrong = [damage(folder) for folder in folders]
+    if not folders or all(wrong):
+        sys.exit(f"error: {out_dir} has no checkpoint to resume from{': ' + wrong[0] if wrong else ''}; use --overwrite to start again")
+    if wrong[0]:
+        good = folders[[not w for w in wrong].index(True)]
+        sys.exit(f"error: {wrong[0]}; the last good checkpoint is {good}: delete {folders[0]} to resume from there")
+    return folders[0]
+
+
+def find_checkpoint(path):
     """The checkpoint folder meant by `path`: itself, or the one a run folder points to."""
     if path.endswith((".pt", ".pth", ".bin", ".pkl", ".ckpt")):
         sys.exit(f"error: {path}: pickled checkpoints are never opened (unpickling runs code); "
@@ -241,12 +273,12 @@ def find_checkpoint(path, prefer=("best.json", "last.json")):
         sys.exit(f"error: no checkpoint at '{path}'")
     if os.path.isfile(os.path.join(path, "config.json")):
         return os.path.normpath(path)
-    for pointer in prefer:
-        file = os.path.join(path, pointer)
-        if os.path.isfile(file):
-            folder = os.path.join(path, read_json(file, ["folder"])["folder"])
+    for pointer in ("best.json", "last.json"):
+        name = pointed(path, pointer)
+        if name:
+            folder = os.path.join(path, name)
             if not os.path.isdir(folder):
-                sys.exit(f"error: {file} names {folder}, which is not there")
+                sys.exit(f"error: {os.path.join(path, pointer)} names {folder}, which is not there")
             return folder
     sys.exit(f"error: {path} holds no checkpoint (no config.json, best.json or last.json)")
 
@@ -262,8 +294,8 @@ def read_checkpoint_config(folder):
 
 
 def load_checkpoint(path, device="cpu"):
-    """A model in evaluation mode, its tokenizer and its config.json, from a run or checkpoint folder.
-    Checksums are verified first."""
+    """A model in evaluation mode, its tokenizer and its config.json (and its weights' SHA-256), from a
+    run or checkpoint folder. Checksums are verified first."""
     from safetensors.torch import load_file
 
     from model import LanguageModel, ModelConfig
@@ -280,6 +312,7 @@ def load_checkpoint(path, device="cpu"):
     if cfg.tie_weights:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights)
+    config["weights_sha256"] = read_json(os.path.join(folder, "sha256.json"))["model.safetensors"]
     return model.to(device).eval(), load_tokenizer(os.path.join(folder, config["tokenizer"])), config
 
 
@@ -288,20 +321,32 @@ def load_state(folder):
     from safetensors.torch import load_file
 
     verify(folder, ["state.safetensors", "state.json"])
-    return load_file(os.path.join(folder, "state.safetensors")), read_json(os.path.join(folder, "state.json"))
+    return load_file(os.path.join(folder, "state.safetensors")), read_json(os.path.join(folder, "state.json"), ("step", "best_val_ce"))
 
 
 def verify(folder, files):
     """Exit if one of `files` is missing or is not what the folder's sha256.json says."""
+    wrong = damage(folder, files)
+    if wrong:
+        sys.exit(f"error: {wrong}")
+
+
+def damage(folder, files=None):
+    """What is wrong with `files` (all of them, if not named) by the folder's sha256.json, or ''."""
     path = os.path.join(folder, "sha256.json")
-    if not os.path.isfile(path):
-        sys.exit(f"error: {folder} is unfinished (no sha256.json)")
-    expected = read_json(path)
-    for f in files:
+    try:
+        with open(path, encoding="utf-8") as f:
+            expected = dict(json.load(f))
+    except FileNotFoundError:
+        return f"{folder} is unfinished (no sha256.json)"
+    except (OSError, ValueError, TypeError) as e:
+        return f"cannot read {path}: {e}"
+    for f in expected if files is None else files:
         if not os.path.isfile(os.path.join(folder, f)):
-            sys.exit(f"error: {os.path.join(folder, f)} is missing")
+            return f"{os.path.join(folder, f)} is missing"
         if sha256(os.path.join(folder, f)) != expected.get(f):
-            sys.exit(f"error: {os.path.join(folder, f)} is damaged (SHA-256 differs from sha256.json)")
+            return f"{os.path.join(folder, f)} is damaged (SHA-256 differs from sha256.json)"
+    return ""
 
 
 # --- small things ---------------------------------------------------------------------------------
@@ -330,6 +375,21 @@ def write_json(path, value):
         os.fsync(f.fileno())
     os.replace(path + ".tmp", path)
     flush_to_disk(os.path.dirname(path) or ".")
+
+
+_locks = {}  # folder -> file descriptor, held until the process ends
+
+
+def lock(folder):
+    """Hold `folder` against other processes that write into it."""
+    folder = os.path.realpath(folder)
+    if folder not in _locks:
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"error: another process is writing into {folder}")
+        _locks[folder] = fd
 
 
 def flush_to_disk(path):

@@ -96,6 +96,7 @@ def load_teachers(cfg, run):
             for m in teacher.model.layers.modules():
                 if isinstance(m, torch.nn.Linear):
                     m.bfloat16()
+        teacher.weights_sha256 = described["weights_sha256"]
         teachers.append(teacher.requires_grad_(False))
     return teachers
 
@@ -120,7 +121,7 @@ def main(cfg):
         def states(batch):
             return hidden_states(teachers, batch.x)
     train(cfg, run, partial(distill_loss_fn, states=states, heads=[t.lm_head for t in teachers]),
-          provenance=dict(teachers=list(cfg.teachers), teacher_val_ce=val_ce),
+          provenance=dict(teachers=list(cfg.teachers), teacher_sha256=[t.weights_sha256 for t in teachers], teacher_val_ce=val_ce),
           first_record=dict(teacher_val_ce=val_ce, ensemble_val_ce=ensemble))
     if dist.is_initialized():
         dist.destroy_process_group()

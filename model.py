@@ -223,8 +223,8 @@ class Int8Linear(nn.Module):
         self.register_buffer("bias", bias)
 
     def forward(self, x):
-        y = F.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
-        return y if self.bias is None else y + self.bias
+        y = F.linear(x, self.weight.to(x.dtype)).float() * self.scale
+        return (y if self.bias is None else y + self.bias).to(x.dtype)
 
 
 class Int8Embedding(nn.Module):

@@ -3,6 +3,7 @@
     python prepare.py --input_dir=babylm --data_dir=data/babylm --bos=line
     python prepare.py --input_dir=babylm --download=2024        # fetch the official archives first
     python prepare.py --input_dir=my_texts --val_fraction=0.05  # any folder of .txt
+    python prepare.py --verify=data/babylm                      # are the files still what they were?
 
 Input is the BabyLM layout (train_10M/*.train, dev/*.dev, test/*.test, or the 2023 names babylm_10M,
 babylm_dev, babylm_test) or a folder of .txt files. Output: see disk.py. Text is read in blocks by
@@ -49,6 +50,7 @@ class PrepareConfig:
     download: Literal["", "2023", "2024", "2025"] = ""  # fetch this year's official text first
     workers: int = 0                  # processes; 0 = one per core
     overwrite: bool = False           # replace a finished data folder
+    verify: str = ""                  # only check this prepared folder against its checksums
 
 
 BLOCK_BYTES = 4 << 20    # text read at a time
@@ -58,6 +60,8 @@ OURS = re.compile(r"meta\.json|tokenizer\..*|words\.tsv|(train|val|test)_\d+\.bi
 
 
 def main(cfg):
+    if cfg.verify:
+        return verify(cfg.verify)
     if not cfg.input_dir:
         sys.exit("error: say where the text is: --input_dir=FOLDER")
     if not os.path.basename(os.path.abspath(cfg.data_dir or "/")):
@@ -94,6 +98,13 @@ def main(cfg):
         os.rename(tmp, cfg.data_dir)
         shutil.rmtree(old, ignore_errors=True)
     report(cfg.data_dir, meta)
+
+
+def verify(data_dir):
+    """Exit at the first file of a data folder that is not what meta.json says."""
+    meta = disk.read_meta(data_dir)
+    tokens = sum(len(disk.open_shard(data_dir, s)) for s in meta["shards"])
+    print(f"{data_dir}: tokenizer and {len(meta['shards'])} shards with {tokens:,} tokens are as meta.json says")
 
 
 # --- which text goes where ------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def cached_states(cfg, run, teachers):
     if cfg.random_offset:
         sys.exit("error: teacher_cache wants fixed chunks, since a state depends on where its chunk begins: "
                  "use --random_offset=False")
-    caches = [StateCache(cfg, run, i, t.cfg.n_embd) for i, t in enumerate(teachers)]
+    caches = [StateCache(cfg, run, i, t) for i, t in enumerate(teachers)]
     if len({c.folder for c in caches}) < len(caches):
         sys.exit(f"error: two of teachers={','.join(cfg.teachers)} would share a folder in {cfg.teacher_cache}")
     os.makedirs(cfg.teacher_cache, exist_ok=True)
@@ -59,15 +59,15 @@ def cached_states(cfg, run, teachers):
 class StateCache:
     """The i-th teacher's folder of a cache."""
 
-    def __init__(self, cfg, run, i, width):
-        path = cfg.teachers[i]
+    def __init__(self, cfg, run, i, teacher):
+        path, width = cfg.teachers[i], teacher.cfg.n_embd
         self.cfg, self.run, self.width, self.chunks = cfg, run, width, n_chunks(cfg, run.shards)
         self.per_shard = max(1, SHARD_BYTES // (2 * width * cfg.seq_len))  # chunks
         self.shards = range(-(-self.chunks // self.per_shard))
         self.folder = os.path.join(cfg.teacher_cache, re.sub(r"\W+", "_", path).strip("_"))
         self.identity = dict(
             format_version=disk.FORMAT_VERSION, teacher=path, seq_len=cfg.seq_len, width=width, chunks_per_shard=self.per_shard,
-            weights_sha256=disk.sha256(os.path.join(disk.find_checkpoint(path), "model.safetensors")),
+            weights_sha256=teacher.weights_sha256,
             data_sha256=disk.data_sha256(run.shards.meta), dtype="bfloat16" if run.bf16 else "float32",
             teacher_dtype=cfg.teacher_dtype[i % len(cfg.teacher_dtype)])
         if os.path.isdir(self.folder) and os.listdir(self.folder):
@@ -92,8 +92,11 @@ class StateCache:
         """One pass of the teacher over the chunks of the missing shards, dealt out to the ranks."""
         cfg, run = self.cfg, self.run
         os.makedirs(self.folder, exist_ok=True)
-        if run.rank == 0:
+        if run.rank == 0 and self.missing_bytes():
+            disk.lock(self.folder)
             disk.write_json(os.path.join(self.folder, "cache.json"), self.identity)
+        if run.world > 1:
+            dist.barrier()
         todo = [k for k in self.shards[run.rank::run.world] if not os.path.isfile(self.shard(k, "json"))]
         for k in tqdm(todo, desc=self.folder, unit="shard", disable=run.rank > 0 or not sys.stderr.isatty()):
             chunks = self.chunks_of(k)

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import re
+import signal
 import sys
 import time
 from dataclasses import asdict, dataclass, fields
@@ -56,6 +57,7 @@ class TrainConfig(ModelConfig):
     beta2: float = 0.999
     adam_eps: float = 1e-8
     grad_clip: float = 1.0        # global norm; 0 = off
+    not_finite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is inf or nan: it never reaches the weights
     # validation and logging, in steps
     eval_interval: int = 500      # validation and checkpoint; 0 = at the end of each epoch
     eval_chunks: int = 8192       # validation chunks, the same ones each time; 0 = all
@@ -106,7 +108,8 @@ def train(cfg, run, loss_fn=next_token_loss, provenance={}, first_record={}):
         device_ids=[run.device] if run.device.type == "cuda" else None)
     micro_steps = cfg.batch_size // (run.micro_batch * run.world)
     order = ChunkOrder(cfg, run)
-    finite = torch.ones((), dtype=torch.bool, device=run.device)
+    guard = Guard(cfg, run, optimizer)
+    signals = catch_signals()
     bar = tqdm(total=total, initial=step, disable=run.rank > 0 or not sys.stderr.isatty(), dynamic_ncols=True)
     clock, clock_step = time.perf_counter(), step
 
@@ -127,33 +130,39 @@ def train(cfg, run, loss_fn=next_token_loss, provenance={}, first_record={}):
             for name, value in {"loss": loss.detach(), **parts}.items():
                 sums[name] = sums.get(name, 0) + value / micro_steps
         grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or math.inf)
-        finite &= grad_norm.isfinite()
+        guard.check(step + 1, sums["loss"], grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         step += 1
         bar.update()
 
-        save = step == total or step % (cfg.eval_interval or steps_per_epoch) == 0
-        if save or step % cfg.log_interval == 0:
+        # from here on the host waits for the device, at some steps only
+        evaluation = step == total or step % (cfg.eval_interval or steps_per_epoch) == 0
+        log = evaluation or step % cfg.log_interval == 0
+        asked = bool(signals)  # ranks agree on it where they meet anyway
+        if log:
             step_tokens = cfg.batch_size * cfg.seq_len
-            values = mean_over_ranks(torch.stack(list(sums.values())), run).tolist()
+            *values, asked = mean_over_ranks(torch.stack([*sums.values(), torch.tensor(float(asked), device=run.device)]), run).tolist()
             record = dict(step=step, epoch=round(step / steps_per_epoch, 4), tokens=step * step_tokens,
-                          **dict(zip(sums, values)), lr=lr, grad_norm=grad_norm.item(),
+                          **dict(zip(sums, values)), lr=lr, grad_norm=grad_norm.item(), **guard.report(),
                           tokens_per_s=round((step - clock_step) * step_tokens / (time.perf_counter() - clock)))
-            if save:
+            if evaluation:
                 model.eval()
                 record["val_ce"] = evaluate(model, cfg, run)
-                finite &= math.isfinite(record["val_ce"])
                 model.train()
-            if not finite:
-                sys.exit(f"error: loss or gradient was not finite at or before step {step} (rank {run.rank}); the last "
-                         f"good checkpoint is {last_checkpoint(cfg)}; lower learning_rate or raise warmup_iters")
+                best = min(best, guard.finite(record["val_ce"], step))
             metrics.log(record, bar)
-            if save:
-                best = min(best, record["val_ce"])
-                save_run(cfg, run, model, optimizer, step, record["val_ce"], best, provenance)
             clock, clock_step = time.perf_counter(), step
+        stop = asked and (log or run.world == 1) and step < total
+        if stop and not log:
+            guard.report()
+        if evaluation or stop:
+            save_run(cfg, run, model, optimizer, step, record["val_ce"] if evaluation else None, best, provenance)
+        if stop:
+            bar.close()
+            sys.exit(f"stopped by a signal at step {step} of {total} and saved; go on with --resume" if run.rank == 0 else 1)
     bar.close()
+    release_signals()
     if run.rank == 0:
         print(f"done: {cfg.out_dir}, best validation loss {best:.4f} nats per token")
     return model
@@ -204,11 +213,14 @@ def start(cfg):
                  f"use --vocab_size={shards.meta['vocab_size']}")
     val = validation_chunks(cfg, disk.Shards(cfg.data_dir, "val"))[rank::world]
     names = os.listdir(cfg.out_dir) if os.path.isdir(cfg.out_dir) else []
+    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and not cfg.overwrite:  # torchrun --max-restarts repeats the command
+        cfg.resume = "last.json" in names
+        cfg.overwrite = not cfg.resume
     if "config.json" in names:
         sys.exit(f"error: out_dir={cfg.out_dir} is a checkpoint folder; name a run folder")
     if any(map(disk.RUN_FILES.fullmatch, names)) and not (cfg.resume or cfg.overwrite):
         sys.exit(f"error: {cfg.out_dir} already holds a run; use --resume to go on with it or --overwrite to delete it")
-    if cfg.resume and "last.json" not in names:
+    if cfg.resume and not any(re.fullmatch(r"ckpt_\d+", name) for name in names):
         sys.exit(f"error: {cfg.out_dir} has no checkpoint to resume from")
     device = pick_device(cfg.device)
     if cfg.deterministic == "on" or cfg.deterministic == "auto" and device.type == "cpu":
@@ -368,6 +380,64 @@ def seed_dropout(*key):
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
+# --- what must not reach the weights, and signals --------------------------------------------------
+
+class Guard:
+    """Keeps a step whose loss or gradient is not finite away from weights and moments. The device
+    decides, through the flag that gates fused AdamW (GradScaler's); the host reads it when it logs."""
+
+    def __init__(self, cfg, run, optimizer):
+        self.cfg, self.run, self.optimizer = cfg, run, optimizer
+        self.bad_steps = torch.zeros((), device=run.device)           # since the last report
+        self.first = torch.full((2,), math.inf, device=run.device)    # first bad step: of this rank's loss, of all
+
+    def check(self, step, loss, grad_norm):
+        mine = ~loss.isfinite()
+        bad = (mine | ~grad_norm.isfinite()).float()
+        if self.run.world > 1:
+            dist.all_reduce(bad, dist.ReduceOp.MAX)  # all ranks skip or none
+        self.first = self.first.minimum(torch.where(torch.stack([mine, bad > 0]), step, math.inf))
+        self.bad_steps += bad
+        self.optimizer.found_inf = bad if self.cfg.not_finite == "skip" else self.bad_steps.clamp(max=1)
+
+    def report(self):
+        """{'skipped': steps since the last report}, or the end of the run."""
+        if self.cfg.not_finite == "skip":
+            skipped, self.bad_steps = int(self.bad_steps), torch.zeros_like(self.bad_steps)
+            return dict(skipped=skipped)
+        if self.bad_steps:
+            mine, first = self.first.tolist()
+            rank = torch.tensor(self.run.rank if mine == first else self.run.world, device=self.run.device)
+            if self.run.world > 1:
+                dist.all_reduce(rank, dist.ReduceOp.MIN)
+            what = f"the loss on rank {int(rank)}" if rank < self.run.world else "the gradient"
+            sys.exit(f"error: {what} was not finite at step {int(first)}; the last good checkpoint is {last_checkpoint(self.cfg)}; "
+                     "lower learning_rate or raise warmup_iters, or skip such steps with --not_finite=skip")
+        return {}
+
+    def finite(self, val_ce, step):
+        if not math.isfinite(val_ce):
+            sys.exit(f"error: the validation loss is not finite at step {step}; the last good checkpoint is {last_checkpoint(self.cfg)}")
+        return val_ce
+
+
+def catch_signals():
+    """A list that SIGTERM or Ctrl-C puts itself into, so that the loop saves and ends; the second ends at once."""
+    caught = []
+
+    def handler(number, frame):
+        caught.append(number)
+        release_signals()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+    return caught
+
+
+def release_signals():
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 # --- validation -----------------------------------------------------------------------------------
 
 def validation_chunks(cfg, shards):
@@ -413,9 +483,10 @@ class Metrics:
         self.rank = run.rank
         if run.rank > 0:
             return
+        os.makedirs(cfg.out_dir, exist_ok=True)
+        disk.lock(cfg.out_dir)
         if cfg.overwrite:
             disk.delete_run(cfg.out_dir)
-        os.makedirs(cfg.out_dir, exist_ok=True)
         disk.write_json(os.path.join(cfg.out_dir, "train_config.json"), asdict(cfg))
         path = os.path.join(cfg.out_dir, "metrics.jsonl")
         kept = []
@@ -434,6 +505,7 @@ class Metrics:
             self.write(dict(step=0, **first_record))
 
     def write(self, record):
+        record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}  # JSON has no nan
         self.file.write(json.dumps(record) + "\n")
         self.file.flush()
         if self.wandb:
@@ -460,7 +532,8 @@ def step_of(line):
 
 
 def save_run(cfg, run, model, optimizer, step, val_ce, best, provenance):
-    """Checkpoint, last.json, best.json if this is the best, in this order; older folders go last."""
+    """Checkpoint, last.json, best.json if this is the best, in this order; older folders go last.
+    val_ce is None where a signal cut the run short between two evaluations."""
     if run.rank == 0:
         described = dict(model=asdict(model.cfg), parameters=model.n_params(), step=step, val_ce=val_ce,
                       tokenizer=os.path.basename(run.tokenizer_file), tokenizer_sha256=run.shards.meta["tokenizer_sha256"],
@@ -469,7 +542,7 @@ def save_run(cfg, run, model, optimizer, step, val_ce, best, provenance):
         name = disk.save_checkpoint(cfg.out_dir, step, model, described, run.tokenizer_file,
                                     state=(optimizer_tensors(model, optimizer), dict(step=step, best_val_ce=best)))
         disk.point_to(cfg.out_dir, "last.json", name, step, val_ce)
-        if val_ce <= best:
+        if val_ce is not None and val_ce <= best:
             disk.point_to(cfg.out_dir, "best.json", name, step, val_ce)
         disk.drop_old_checkpoints(cfg.out_dir)
     if run.world > 1:
@@ -478,7 +551,7 @@ def save_run(cfg, run, model, optimizer, step, val_ce, best, provenance):
 
 def load_run(cfg, run, model, optimizer, provenance):
     """Put the last checkpoint of out_dir into model and optimizer; returns (step, best validation CE)."""
-    folder = disk.find_checkpoint(cfg.out_dir, ("last.json",))
+    folder = disk.find_resumable(cfg.out_dir)
     saved, _, described = disk.load_checkpoint(folder)
     if ("teachers" in described["train_config"]) != hasattr(cfg, "teachers"):
         sys.exit(f"error: {folder} was trained {'without' if hasattr(cfg, 'teachers') else 'with'} teachers; "
@@ -497,7 +570,7 @@ def load_run(cfg, run, model, optimizer, provenance):
         print(f"notice: resuming with changed teachers: {changed}")
     model.load_state_dict(saved.state_dict())
     tensors, counters = disk.load_state(folder)
-    if run.rank == 0 and described["val_ce"] <= counters["best_val_ce"]:  # it may have died between the two pointers
+    if run.rank == 0 and described["val_ce"] is not None and described["val_ce"] <= counters["best_val_ce"]:  # it may have died between the two pointers
         disk.point_to(cfg.out_dir, "best.json", os.path.basename(folder), counters["step"], described["val_ce"])
     for name, p in model.named_parameters():
         optimizer.state[p] = {key: tensors[f"{key}.{name}"].to(run.device) for key in ("step", "exp_avg", "exp_avg_sq")}
@@ -513,8 +586,8 @@ def differences(old, new, ignore=()):
 
 
 def last_checkpoint(cfg):
-    path = os.path.join(cfg.out_dir, "last.json")
-    return os.path.join(cfg.out_dir, disk.read_json(path)["folder"]) if os.path.exists(path) else "none yet"
+    name = disk.pointed(cfg.out_dir, "last.json")
+    return os.path.join(cfg.out_dir, name) if name else "none yet"
 
 
 def main(cfg):

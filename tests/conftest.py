@@ -19,6 +19,10 @@ TINY = dict(vocab_size=500, n_layer=2, n_head=2, n_embd=32, intermediate_size=48
 GPT2 = dict(arch="gpt2", tie_weights=True, norm_eps=1e-5, dropout=0.1)
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "thorough: only in `make test-all`")
+
+
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory):
     """A folder with text/ (BabyLM layout) and pairs/ (minimal pairs)."""

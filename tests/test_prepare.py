@@ -4,7 +4,10 @@ import io
 import json
 import os
 import shutil
+import subprocess
+import sys
 import threading
+import time
 import unicodedata
 import zipfile
 
@@ -296,3 +299,99 @@ def test_vocabulary_over_65536_is_refused(tmp_path):
     write(tmp_path / "in", {"a.txt": WORDS})
     with pytest.raises(SystemExit, match="65792 entries"):
         main(PrepareConfig(input_dir=str(tmp_path / "in"), data_dir=str(tmp_path / "d"), tokenizer=str(tmp_path / "big.json"), val_fraction=0.1))
+
+
+# --- trust ----------------------------------------------------------------------------------------
+
+HOSTILE = {  # name: bytes. Text must come back but for NFKC; what is not UTF-8 is reported by file and byte
+    "empty": b"", "only blanks": b"   \t  ", "only line ends": b"\n\n\n", "one blank": b" ", "one letter": b"a", "no line end": b"abc", "crlf": b"a b\r\nc\r\n\r\nd",
+    "cr": b"a\rb\rc", "nul": b"a\x00b \x00\x00 c\n", "bell and escape": b"\x07\x1b[31mred\x1b[0m\n", "delete": b"a\x7fb\n", "vertical tab, form feed": b"a\x0bb\x0cc\n",
+    "tabs": b"\ta\t\tb\t\n", "blanks in front": b"     a\n   b\n", "blanks behind": b"a     \nb   \n", "utf-8 bom": "\ufeffa b\n".encode(), "bom inside": "a\ufeffb\n".encode(),
+    "right to left": "שלום \u202eabc\u202c عالم\n".encode(), "zero width": "a\u200bb\u200cc\u200dd\u2060e\n".encode(), "soft hyphen": "a\u00adb\n".encode(),
+    "emoji": "\U0001f600 \U0001f468\u200d\U0001f469\u200d\U0001f467 \U0001f1e9\U0001f1ea\n".encode(), "combining": "e\u0301 o\u0308 \u0301a\n".encode(),
+    "many combining": ("a" + "\u0301" * 500 + "\n").encode(), "ligatures": "ﬁ ﬂ ½ ² ™ … ﷺ\n".encode(), "full width": "ＡＢＣ　１２３\n".encode(), "hangul jamo": "\u1112\u1161\u11ab\n".encode(),
+    "kana": "ﾊﾟ ﾞ\n".encode(), "cjk": "漢字かな交じり文。\n".encode(), "cjk compatibility": "\uf900 \u3392\n".encode(), "special tokens": b"<s> </s> <pad> <unk> <0x41> <|endoftext|>\n",
+    "bytes as text": b"\\x00 \\u0000 0x00\n", "lower one eighth block": "a\u2581b \u2581 \u2581\u2581\n".encode(), "lone \u2581": "\u2581".encode(), "private use": "\ue000\uf8ff\n".encode(),
+    "replacement": "\ufffd\n".encode(), "not a character": "\ufffe \uffff \U0010ffff\n".encode(), "line separators": "a\u2028b\u2029c\u0085d\n".encode(), "hard blank": "a\u00a0b\u202fc\u3000d\n".encode(),
+    "mathematics": "𝐀 𝓑 ∑ ∫ ℝ\n".encode(), "old scripts": "𐍈 𒀀 𓀀\n".encode(), "accents": "ÀÉÎÕÜ àéîõü ß ŉ ǆ\n".encode(), "long word": b"ab" * 20000 + b"\n", "long line": b"word " * 40000 + b"\n",
+    "many short lines": b"a\n" * 20000, "headings": b"= = = A = = =\n= = = = = =\n = = = B = = = \n", "json": b'{"a": [1, null, "\\u00e9"]}\n', "html": b"<p>a &amp; b</p><!-- -->\n",
+    "backslashes": b"\\n \\\\ \\t\n", "quotes": "“a” ‘b’ „c” «d» '\n".encode(), "turkish": "İ ı\n".encode(), "mixed line ends": b"a\nb\r\nc\rd\n\r",
+    "latin-1": "caf\xe9\n".encode("latin-1"), "utf-16": "abc\n".encode("utf-16"), "cut short": "aé".encode()[:-1], "overlong": b"a\xc0\xafb\n", "surrogate": b"a\xed\xa0\x80b\n", "beyond": b"a\xf4\x90\x80\x80\n",
+    "lone continuation": b"abc\x80def\n",
+}
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    main(PrepareConfig(input_dir=write(folder / "in", {"a.txt": WORDS}), data_dir=str(folder / "d"), vocab_size=400, val_fraction=0.1))
+    return str(folder / "d" / "tokenizer.model")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_hostile_text_round_trips_or_is_reported(tmp_path, tokenizer, name):
+    assert len(HOSTILE) >= 50
+    raw = HOSTILE[name]
+    source = write(tmp_path / "in", {"train_10M/a.train": WORDS, "train_10M/hostile.train": raw, "dev/a.dev": WORDS})
+    cfg = PrepareConfig(input_dir=source, data_dir=str(tmp_path / "d"), tokenizer=tokenizer)
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as e:
+        with pytest.raises(SystemExit, match=rf"hostile.train: byte {e.start} \(0x{raw[e.start]:02x}\) is not UTF-8"):
+            main(cfg)
+        assert not os.path.exists(tmp_path / "d")
+        return
+    main(cfg)
+    expected = unicodedata.normalize("NFKC", WORDS) + unicodedata.normalize("NFKC", text).replace("\u2581", " ")
+    assert disk.load_tokenizer(tokenizer).decode(tokens(tmp_path / "d")) == expected
+
+
+def test_a_line_of_ten_megabytes(tmp_path, tokenizer):
+    text = "".join(f"word{i % 997} " for i in range(1_300_000))
+    source = write(tmp_path / "in", {"train_10M/a.train": text, "dev/a.dev": WORDS})
+    main(PrepareConfig(input_dir=source, data_dir=str(tmp_path / "d"), tokenizer=tokenizer, workers=1))
+    assert len(text) > 10_000_000 and disk.load_tokenizer(tokenizer).decode(tokens(tmp_path / "d")) == text
+
+
+def test_verify_finds_a_flipped_bit(corpus, tmp_path, capsys):
+    d = str(tmp_path / "d")
+    main(PrepareConfig(input_dir=f"{corpus}/text", data_dir=d, vocab_size=500))
+    main(PrepareConfig(verify=d))
+    assert "are as meta.json says" in capsys.readouterr().out
+    for name in sorted(os.listdir(d)):
+        path = os.path.join(d, name)
+        content = bytearray(open(path, "rb").read())
+        content[len(content) * 2 // 3] ^= 16
+        open(path, "wb").write(content)
+        with pytest.raises(SystemExit, match=name if name != "meta.json" else "^error"):
+            main(PrepareConfig(verify=d))
+        content[len(content) * 2 // 3] ^= 16
+        open(path, "wb").write(content)
+    main(PrepareConfig(verify=d))
+
+
+def test_two_at_once_do_not_mix(corpus, tmp_path):
+    """One of two that write the same folder at the same time ends in one line; what is there is whole."""
+    command = [sys.executable, prepare.__file__, f"--input_dir={corpus}/text", f"--data_dir={tmp_path}/d", "--vocab_size=500"]
+    both = [subprocess.Popen([*command, f"--bos={bos}"], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for bos in ("none", "line")]
+    errors = [p.communicate()[1] for p in both]
+    codes = [p.returncode for p in both]
+    assert 0 in codes and all((code == 0) == (not err) and len(err.splitlines()) <= 1 for code, err in zip(codes, errors)), errors
+    main(PrepareConfig(verify=f"{tmp_path}/d"))
+    winner = disk.read_meta(f"{tmp_path}/d")["options"]["bos"]
+    main(PrepareConfig(input_dir=f"{corpus}/text", data_dir=f"{tmp_path}/alone", vocab_size=500, bos=winner))
+    assert disk.data_sha256(disk.read_meta(f"{tmp_path}/d")) == disk.data_sha256(disk.read_meta(f"{tmp_path}/alone"))
+
+
+@pytest.mark.parametrize("wait", [0.7, 1.0, 1.3])
+def test_killed_prepare_starts_clean(corpus, tmp_path, wait):
+    command = [sys.executable, prepare.__file__, f"--input_dir={corpus}/text", f"--data_dir={tmp_path}/d", "--vocab_size=500"]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    time.sleep(wait)
+    child.kill()
+    child.wait()
+    if os.path.exists(tmp_path / "d"):  # then it is whole
+        main(PrepareConfig(verify=f"{tmp_path}/d"))
+    else:
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    main(PrepareConfig(verify=f"{tmp_path}/d"))

@@ -163,19 +163,19 @@ def test_schedule():
     assert lrs[59] == pytest.approx(0.55) and lrs[-1] == pytest.approx(0.1, abs=1e-3)
 
 
-def test_not_finite_stops_before_a_checkpoint(data, tmp_path):
-    with pytest.raises(SystemExit, match=r"not finite at or before step \d.*rank 0.*last good checkpoint is none yet"):
+def test_a_diverging_run_stops_before_a_checkpoint(data, tmp_path):
+    with pytest.raises(SystemExit, match=r"the loss on rank 0 was not finite at step 2; the last good checkpoint is none yet"):
         run_train(data, tmp_path / "r", learning_rate=1e30, grad_clip=0.0)
     assert not os.path.exists(tmp_path / "r" / "last.json")
 
 
-def test_only_best_and_last_are_kept(data, tmp_path, monkeypatch):
+def test_the_best_and_the_last_two_are_kept(data, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 4.0, 2.5])
     monkeypatch.setattr(train, "evaluate", lambda *a: next(losses))
     run_train(data, tmp_path / "r", max_iters=8, eval_interval=2)
     last, best = (json.load(open(tmp_path / "r" / f"{p}.json")) for p in ("last", "best"))
     assert (best["step"], best["val_ce"], last["step"]) == (4, 2.0, 8)
-    assert sorted(f for f in os.listdir(tmp_path / "r") if f.startswith("ckpt_")) == ["ckpt_4", "ckpt_8"]
+    assert sorted(f for f in os.listdir(tmp_path / "r") if f.startswith("ckpt_")) == ["ckpt_4", "ckpt_6", "ckpt_8"]
     assert "state.safetensors" not in os.listdir(tmp_path / "r" / "ckpt_4")
     assert disk.load_checkpoint(str(tmp_path / "r"))[2]["step"] == 4  # a run folder means its best
 
