@@ -27,7 +27,7 @@ import config
 import disk
 import distill
 from model import LanguageModel, ModelConfig
-from train import multiplies_bf16
+from train import multiplies_bf16, pick_device
 
 # arch, n_layer, n_head, n_embd, intermediate_size: the student and its two teachers
 PRESETS = {
@@ -59,13 +59,14 @@ class BenchConfig:
 WAYS = {  # name: flags
     "float32, plain formula": "--dtype=float32 --compile=off --loss_chunk=0",
     "float32, compiled, loss in chunks": "--dtype=float32",
+    "float32, compiled, loss in chunks, teacher cache": "--dtype=float32 --teacher_cache=CACHE/float32",
     "bfloat16, plain formula": "--dtype=bfloat16 --compile=off --loss_chunk=0",
     "bfloat16, compiled, plain formula": "--dtype=bfloat16 --loss_chunk=0",
     "bfloat16, compiled, loss in chunks": "--dtype=bfloat16",
-    "the same, int8 teachers": "--dtype=bfloat16 --teacher_dtype=int8",
-    "the same, teacher cache": "--dtype=bfloat16 --teacher_cache=CACHE",
+    "bfloat16, compiled, loss in chunks, int8 teachers": "--dtype=bfloat16 --teacher_dtype=int8",
+    "bfloat16, compiled, loss in chunks, teacher cache": "--dtype=bfloat16 --teacher_cache=CACHE/bfloat16",
 }
-PEER_WAYS = {"peer, float32": "", "peer, bfloat16": "--bf16", "peer, bfloat16, compiled": "--bf16 --compile"}
+PEER_WAYS = {"peer, float32": "", "peer, float32, compiled": "--compile", "peer, bfloat16": "--bf16", "peer, bfloat16, compiled": "--bf16 --compile"}
 
 
 def main(cfg):
@@ -83,6 +84,8 @@ def table(cfg):
         if cfg.peer:
             commands |= {name: f"{cfg.peer} --preset {cfg.preset} --steps {cfg.steps + WARMUP} --batch {cfg.batch_size} --seq {cfg.seq_len} {flags}"
                          for name, flags in PEER_WAYS.items()}
+        if not multiplies_bf16(pick_device(cfg.device)):  # emulated, it takes many times as long
+            commands = {name: command for name, command in commands.items() if "--bf16" not in command and "=bfloat16" not in command}
         runs = {name: [] for name in commands}
         for r in range(cfg.repeats):
             for name, command in commands.items():
@@ -122,7 +125,7 @@ def measure(cfg):
         distill.main(distill.DistillConfig(**settings))
         with open("out/metrics.jsonl") as f:
             records = [json.loads(line) for line in f][1 + WARMUP:]
-    device = torch.device("cuda" if torch.cuda.is_available() and cfg.device != "cpu" else "cpu")
+    device = pick_device(cfg.device)
     bf16 = multiplies_bf16(device) if cfg.dtype == "auto" else cfg.dtype == "bfloat16"
     rate = statistics.median(r["tokens_per_s"] for r in records)
     flops = 3 * forward_flops(student, cfg.seq_len) + sum(

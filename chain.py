@@ -76,9 +76,7 @@ def plan_generation(cfg, i):
 def train_and_score(cfg, name, script, argv):
     """Train or resume a generation, score its best checkpoint, and give what the results say of it."""
     folder = os.path.join(cfg.out_dir, name)
-    if os.path.isdir(folder) and os.listdir(folder):
-        argv = [*argv, "--resume" if disk.checkpoints(folder) else "--overwrite"]
-    command(script, *argv, nproc=cfg.nproc_per_node)
+    command(script, *argv, "--resume", nproc=cfg.nproc_per_node)
     if cfg.blimp:
         command("eval_blimp.py", f"--ckpt={folder}", f"--data={','.join(cfg.blimp)}", f"--dtype={cfg.eval_dtype}", quiet=True)
     best = disk.find_checkpoint(folder)

@@ -38,7 +38,7 @@ class TrainConfig(ModelConfig):
     # where
     data_dir: str = "data/babylm"
     out_dir: str = "out/run"
-    resume: bool = False          # go on from the last checkpoint in out_dir
+    resume: bool = False          # go on from the last checkpoint in out_dir, if there is one
     overwrite: bool = False       # delete the run in out_dir first
     # data
     seq_len: int = 128            # tokens in a training chunk, at most block_size
@@ -95,6 +95,8 @@ def train(cfg, run, loss_fn=next_token_loss, provenance={}, first_record={}):
     optimizer = make_optimizer(model, cfg)
     steps_per_epoch, total = count_steps(cfg, run)
     step, best = load_run(cfg, run, model, optimizer, provenance) if cfg.resume else (0, math.inf)
+    if mean_over_ranks(torch.tensor(float(step)).to(run.device), run) != step:
+        sys.exit(f"error: rank {run.rank} finds step {step} in {cfg.out_dir}, others another: all machines need the same folder")
     if step >= total:
         if run.rank == 0:
             print(f"nothing to do: {cfg.out_dir} is at step {step} of {total}; raise --max_iters or --epochs for more")
@@ -213,15 +215,14 @@ def start(cfg):
                  f"use --vocab_size={shards.meta['vocab_size']}")
     val = validation_chunks(cfg, disk.Shards(cfg.data_dir, "val"))[rank::world]
     names = os.listdir(cfg.out_dir) if os.path.isdir(cfg.out_dir) else []
-    if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) and not cfg.overwrite:  # torchrun --max-restarts repeats the command
-        cfg.resume = "last.json" in names
-        cfg.overwrite = not cfg.resume
     if "config.json" in names:
         sys.exit(f"error: out_dir={cfg.out_dir} is a checkpoint folder; name a run folder")
     if any(map(disk.RUN_FILES.fullmatch, names)) and not (cfg.resume or cfg.overwrite):
         sys.exit(f"error: {cfg.out_dir} already holds a run; use --resume to go on with it or --overwrite to delete it")
     if cfg.resume and not any(re.fullmatch(r"ckpt_\d+", name) for name in names):
-        sys.exit(f"error: {cfg.out_dir} has no checkpoint to resume from")
+        cfg.resume, cfg.overwrite = False, True  # what is there is of a run that died before its first checkpoint
+        if rank == 0:
+            print(f"notice: {cfg.out_dir} has no checkpoint yet: starting at step 0")
     device = pick_device(cfg.device)
     if cfg.deterministic == "on" or cfg.deterministic == "auto" and device.type == "cpu":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

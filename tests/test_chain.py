@@ -50,7 +50,7 @@ def test_each_generation_is_taught_by_those_named(corpus, data, tmp_path, in_pro
         assert r["pairs"] == blimp and f"{r['val_ce']:.4f} | {100 * blimp:.2f}" in table
     ran = list(in_process)
     chain.main(cfg)
-    assert in_process == ran and capsys.readouterr().out.count("| a |") == 1  # nothing again but the table
+    assert in_process == ran and capsys.readouterr().out.count("\n| a |") == 1  # nothing again but the table
 
 
 def test_a_chain_goes_on_where_it_was_cut(corpus, data, tmp_path, in_process, monkeypatch):

@@ -324,7 +324,7 @@ HOSTILE = {  # name: bytes. Text must come back but for NFKC; what is not UTF-8 
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tokenizer")
-    main(PrepareConfig(input_dir=write(folder / "in", {"a.txt": WORDS}), data_dir=str(folder / "d"), vocab_size=400, val_fraction=0.1))
+    main(PrepareConfig(input_dir=write(folder / "in", {"a.txt": WORDS}), data_dir=str(folder / "d"), vocab_size=350, val_fraction=0.1))
     return str(folder / "d" / "tokenizer.model")
 
 

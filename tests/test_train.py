@@ -194,7 +194,6 @@ def test_the_best_and_the_last_two_are_kept(data, tmp_path, monkeypatch):
     (dict(n_kv_head=4), "must be a multiple of n_kv_head=4"),
     (dict(n_layer=0), "n_layer=0 must be at least 1"),
     (dict(dropout=1.0), "dropout=1.0 must be below 1"),
-    (dict(resume=True), "has no checkpoint to resume from"),
     (dict(resume=True, overwrite=True), "must be without --resume"),
     (dict(epochs=0), "epochs=0 must be at least 1"),
     (dict(beta2=1.0), "beta2=1.0 must be below 1"),
