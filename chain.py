@@ -5,8 +5,9 @@
 
 A generation is one line of the config, "name config_file teacher teacher ...". A teacher is an earlier
 generation or any run folder; with none it is plain training. Further config files and flags may stand in
-the line too. Each is trained by train.py or distill.py and scored by eval_blimp.py. Repeat the command to go on: what is in results.jsonl is skipped, a
-generation that was cut short is resumed, one whose settings have changed is refused.
+the line too. Each is trained by train.py or distill.py and scored by eval_blimp.py. Repeat the command
+to go on: what is in results.jsonl is skipped, a generation that was cut short is resumed, one whose
+settings have changed is refused.
 """
 import hashlib
 import json

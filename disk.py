@@ -187,7 +187,7 @@ def save_checkpoint(out_dir, step, model, config, tokenizer_file, state):
     for stale in (tmp, folder):  # of a run that was killed here before
         shutil.rmtree(stale, ignore_errors=True)
     os.makedirs(tmp)
-    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items() if not k.startswith("companion.")}
     if model.cfg.tie_weights:
         del weights["lm_head.weight"]
     save_file(weights, os.path.join(tmp, "model.safetensors"))

@@ -17,8 +17,9 @@ import torch.distributed as dist
 
 import config
 import disk
-from loss import apply_loss, distillation_loss
-from model import head_weight, quantize_int8_
+from loss import apply_loss, distillation_loss, head_weights, hidden_states
+from model import quantize_int8_
+from objectives import adversarial_loss_fn, contrastive_loss, projections
 from teacher_cache import cached_states
 from train import TrainConfig, evaluate, start, train
 
@@ -31,6 +32,12 @@ class DistillConfig(TrainConfig):
     kl_reduction: Literal["token", "sequence"] = "token"  # 'sequence' sums KL over positions: the published code
     teacher_cache: str = ""                # folder: compute the teachers' states once, for all epochs and students
     teacher_dtype: tuple[str, ...] = ("float32",)  # float32 | bfloat16 | int8 (weights only): for all, or one each
+    # beyond the loss above (objectives.py)
+    contrastive: float = 0.0               # weight of the N-pair loss on hidden states; the loss above keeps the rest
+    n_pairs: int = 32                      # sequences that it contrasts: one positive, the others negatives
+    generator: str = ""                    # folder of a masked language model: MATE-KD with it (train.py's mask_rate counts)
+    generator_steps: int = 10              # steps of the generator, then steps of the student, and so on
+    student_steps: int = 100
 
 
 def ensemble_logits(teachers, x):
@@ -41,52 +48,69 @@ def ensemble_logits(teachers, x):
     return z / len(teachers)
 
 
-def distill_loss_fn(model, batch, cfg, run, states, heads):
+def distill_loss_fn(model, batch, cfg, run, states, heads, project=None):
     """train()'s loss function: the student's step against the teachers on the same batch.
 
     states(batch) gives the teachers' final hidden states side by side (B, T, C_1 + ... + C_n); heads
-    are their output layers.
+    are their output layers; project, for the contrastive loss, takes the student's states to their widths.
     """
     formula = partial(distillation_loss, alpha=cfg.alpha, temperature=cfg.temperature,
                       kl_weight=cfg.seq_len if cfg.kl_reduction == "sequence" else 1)
     dtype = torch.bfloat16 if run.bf16 else torch.float32
     with torch.no_grad():
         h_t = states(batch).to(dtype)
-        w_t = torch.cat([head_weight(head, dtype) for head in heads], dim=1)  # (V, C_1 + ... + C_n)
-    return model(batch.x, lambda h, head: apply_loss(
-        formula, h, head, batch.y, (h_t, w_t, len(heads)), cfg.loss_chunk, run.compile))
+        w_t = head_weights(heads, dtype)
+
+    def head_loss(h, head):
+        loss, parts = apply_loss(formula, h, head, batch.y, (h_t, w_t, len(heads)), cfg.loss_chunk, run.compile)
+        if cfg.contrastive:
+            n_pair = contrastive_loss(h, h_t, project, cfg.n_pairs)
+            loss, parts = (1 - cfg.contrastive) * loss + cfg.contrastive * n_pair, {**parts, "n_pair": n_pair.detach()}
+        return loss, parts
+    return model(batch.x, head_loss)
 
 
-def hidden_states(teachers, x):
-    """The teachers' final hidden states side by side, (B, T, C_1 + ... + C_n)."""
-    return torch.cat([t.model(x) for t in teachers], dim=-1)
+def check_distill_config(cfg, run):
+    """Exit with one line if the settings make no distillation."""
+    if not cfg.teachers:
+        sys.exit("error: no teachers; name run folders: --teachers=out/gpt2_97m,out/llama_95m")
+    for key, good, wanted in (
+            ("alpha", cfg.alpha <= 1, "between 0 and 1"), ("temperature", 0.01 <= cfg.temperature <= 1000, "between 0.01 and 1000"),
+            ("contrastive", cfg.contrastive <= 1, "between 0 and 1"), ("student_steps", cfg.student_steps > 0, "at least 1"),
+            ("causal", cfg.causal, "True: train.py trains masked language models"),
+            ("n_pairs", not cfg.contrastive or cfg.n_pairs > 1 and run.micro_batch % cfg.n_pairs == 0,
+             f"at least 2 and divide the sequences that one rank sees at a time, {run.micro_batch}"),
+            ("generator", not (cfg.generator and (cfg.contrastive or cfg.teacher_cache)), "without contrastive and teacher_cache")):
+        if not good:
+            sys.exit(f"error: {key}={getattr(cfg, key)} must be {wanted}")
+
+
+def load_beside(cfg, run, path, what, causal=True):
+    """A checkpoint's model and config.json, to be used beside the student. One that does not fit is refused by name."""
+    model, _, described = disk.load_checkpoint(path, run.device)
+    if cfg.overwrite and os.path.realpath(disk.find_checkpoint(path)).startswith(os.path.realpath(cfg.out_dir) + os.sep):
+        sys.exit(f"error: --overwrite would delete {what} {path}; name another --out_dir")
+    if model.cfg.vocab_size != cfg.vocab_size:
+        sys.exit(f"error: {what} {path} has a vocabulary of {model.cfg.vocab_size}, "
+                 f"the student and {cfg.data_dir} of {cfg.vocab_size}")
+    if described["tokenizer_sha256"] != run.shards.meta["tokenizer_sha256"]:
+        sys.exit(f"error: {what} {path} was trained with another tokenizer than {cfg.data_dir}; train it on this data")
+    if model.cfg.block_size < cfg.seq_len:
+        sys.exit(f"error: {what} {path} has {model.cfg.block_size} positions, chunks have seq_len={cfg.seq_len}")
+    if model.cfg.causal != causal:
+        sys.exit(f"error: {what} {path} has causal={model.cfg.causal}, wanted is causal={causal}")
+    return model, described
 
 
 def load_teachers(cfg, run):
-    """Frozen teachers in evaluation mode. One that does not fit the data is refused by name."""
-    if not cfg.teachers:
-        sys.exit("error: no teachers; name run folders: --teachers=out/gpt2_97m,out/llama_95m")
-    if not cfg.alpha <= 1:
-        sys.exit(f"error: alpha={cfg.alpha} must lie between 0 and 1")
-    if not 0.01 <= cfg.temperature <= 1000:
-        sys.exit(f"error: temperature={cfg.temperature} must lie between 0.01 and 1000")
+    """Frozen teachers in evaluation mode, in the dtypes asked for."""
     dtypes = cfg.teacher_dtype * len(cfg.teachers) if len(cfg.teacher_dtype) == 1 else cfg.teacher_dtype
     if len(dtypes) != len(cfg.teachers) or not set(dtypes) <= {"float32", "bfloat16", "int8"}:
         sys.exit(f"error: teacher_dtype={','.join(cfg.teacher_dtype)} wants float32, bfloat16 or int8, "
                  "once or once per teacher")
     teachers = []
     for path, dtype in zip(cfg.teachers, dtypes):
-        teacher, _, described = disk.load_checkpoint(path, run.device)
-        if cfg.overwrite and os.path.realpath(disk.find_checkpoint(path)).startswith(os.path.realpath(cfg.out_dir) + os.sep):
-            sys.exit(f"error: --overwrite would delete teacher {path}; name another --out_dir")
-        if teacher.cfg.vocab_size != cfg.vocab_size:
-            sys.exit(f"error: teacher {path} has a vocabulary of {teacher.cfg.vocab_size}, "
-                     f"the student and {cfg.data_dir} of {cfg.vocab_size}")
-        if described["tokenizer_sha256"] != run.shards.meta["tokenizer_sha256"]:
-            sys.exit(f"error: teacher {path} was trained with another tokenizer than {cfg.data_dir}; "
-                     "train it on this data")
-        if teacher.cfg.block_size < cfg.seq_len:
-            sys.exit(f"error: teacher {path} has {teacher.cfg.block_size} positions, chunks have seq_len={cfg.seq_len}")
+        teacher, described = load_beside(cfg, run, path, "teacher")
         if dtype == "int8":
             quantize_int8_(teacher)
         elif dtype == "bfloat16":
@@ -103,6 +127,7 @@ def load_teachers(cfg, run):
 
 def main(cfg):
     run = start(cfg)
+    check_distill_config(cfg, run)
     teachers = load_teachers(cfg, run)
     val_ce = [evaluate(t, cfg, run) for t in teachers]
     ensemble = evaluate(partial(ensemble_logits, teachers), cfg, run)
@@ -120,9 +145,19 @@ def main(cfg):
     else:
         def states(batch):
             return hidden_states(teachers, batch.x)
-    train(cfg, run, partial(distill_loss_fn, states=states, heads=[t.lm_head for t in teachers]),
-          provenance=dict(teachers=list(cfg.teachers), teacher_sha256=[t.weights_sha256 for t in teachers], teacher_val_ce=val_ce),
-          first_record=dict(teacher_val_ce=val_ce, ensemble_val_ce=ensemble))
+    loss_fn, companion = partial(distill_loss_fn, states=states, heads=[t.lm_head for t in teachers]), None
+    provenance = dict(teachers=list(cfg.teachers), teacher_sha256=[t.weights_sha256 for t in teachers], teacher_val_ce=val_ce)
+    if cfg.contrastive:
+        torch.manual_seed(cfg.seed)
+        companion = projections(cfg.n_embd, teachers).to(run.device)
+        loss_fn = partial(loss_fn, project=companion)
+    if cfg.generator:
+        companion, described = load_beside(cfg, run, cfg.generator, "generator", causal=False)
+        provenance["generator_sha256"] = described["weights_sha256"]
+        loss_fn = partial(adversarial_loss_fn, teachers=teachers, generator=companion)
+        if run.compile:
+            companion.compile_blocks()
+    train(cfg, run, loss_fn, companion, provenance, first_record=dict(teacher_val_ce=val_ce, ensemble_val_ce=ensemble))
     if dist.is_initialized():
         dist.destroy_process_group()
 

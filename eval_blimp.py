@@ -2,6 +2,7 @@
 
     python eval_blimp.py --ckpt=out/babyllama --data=blimp_filtered,supplement_filtered
     python eval_blimp.py --ckpt=out/gpt2_705m,out/llama_360m --data=blimp_filtered   # an ensemble
+    python eval_blimp.py --ckpt=out/gpt2_705m,out/llama_360m --data_dir=data/babylm  # its validation loss
 
 A sentence's score is the sum of log-probabilities of the tokens of " " + sentence after one prefix
 token (<s>; else </s>, else <pad>), in float32, over the whole vocabulary, nothing appended. A pair
@@ -14,6 +15,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -22,13 +24,17 @@ from tqdm import tqdm
 
 import config
 import disk
-from train import can_compile, pick_device
+from distill import ensemble_logits
+from train import Run, TrainConfig, can_compile, evaluate, pick_device, validation_chunks
 
 
 @dataclass
 class EvalConfig:
     ckpt: tuple[str, ...] = ()   # run folder (its best checkpoint) or checkpoint folder; several: their ensemble
     data: tuple[str, ...] = ()   # folders of .jsonl files with sentence_good and sentence_bad
+    data_dir: str = ""           # prepared data: also the validation loss on it, as train.py measures it
+    seq_len: int = 128
+    eval_chunks: int = 8192
     items: str = ""              # also write one JSON line per pair to this file
     out: str = ""                # where the result goes; '' = blimp.json in the run folder (of a single checkpoint)
     batch_tokens: int = 1024     # positions scored at a time; a GPU wants more
@@ -46,11 +52,11 @@ class Pair(NamedTuple):
 
 
 def main(cfg):
-    if not cfg.ckpt or not cfg.data:
+    if not cfg.ckpt or not (cfg.data or cfg.data_dir):
         sys.exit("error: say what to score on what: --ckpt=out/run --data=blimp_filtered")
     device = pick_device(cfg.device)
     models, tokenizer, described = load_ensemble(cfg.ckpt, device)
-    out = cfg.out or (os.path.join(run_folder(cfg.ckpt[0]), "blimp.json") if len(cfg.ckpt) == 1 else "")
+    out = cfg.out or (os.path.join(run_folder(cfg.ckpt[0]), "blimp.json") if len(cfg.ckpt) == 1 and cfg.data else "")
     for path in filter(None, (out, cfg.items)):  # before hours of scoring, not after
         if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or "."):
             sys.exit(f"error: cannot write {path}: a folder, or in a folder that is not there")
@@ -70,6 +76,9 @@ def main(cfg):
         for m in models:
             m.compile_blocks(dynamic=True)  # batches come in hundreds of shapes
     result = dict(ckpt=list(cfg.ckpt), step=described["step"], dtype=cfg.dtype, folders={})
+    if cfg.data_dir:
+        result["val_ce"] = validation_loss(cfg, models, described, device)
+        print(f"validation loss on {cfg.data_dir}: {result['val_ce']:.4f} nats per token")
     items = []
     for name, pairs in folders.items():
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
@@ -93,7 +102,23 @@ def load_ensemble(paths, device):
     for path, (_, _, described) in zip(paths, loaded):
         if described["tokenizer_sha256"] != loaded[0][2]["tokenizer_sha256"]:
             sys.exit(f"error: {path} has another tokenizer than {paths[0]}; an ensemble needs one")
+    for path, (model, _, _) in zip(paths, loaded):
+        if not model.cfg.causal:
+            sys.exit(f"error: {path} is a masked language model (causal=False): it gives text no probability")
     return [model for model, _, _ in loaded], loaded[0][1], loaded[0][2]
+
+
+def validation_loss(cfg, models, described, device):
+    """Nats per token of the models' averaged logits on train.py's validation chunks."""
+    shards = disk.Shards(cfg.data_dir, "val")
+    if shards.meta["tokenizer_sha256"] != described["tokenizer_sha256"]:
+        sys.exit(f"error: {cfg.data_dir} has another tokenizer than {cfg.ckpt[0]}")
+    block_size = min(m.cfg.block_size for m in models)
+    if not 0 < cfg.seq_len <= block_size:
+        sys.exit(f"error: seq_len={cfg.seq_len} must lie between 1 and the model's block_size={block_size}")
+    run = Run(device, rank=0, world=1, micro_batch=16, bf16=cfg.dtype == "bfloat16", compile=False, shards=None,
+              val=validation_chunks(cfg, shards), tokenizer_file="")
+    return evaluate(partial(ensemble_logits, models), TrainConfig(seq_len=cfg.seq_len), run)
 
 
 def run_folder(path):

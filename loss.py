@@ -8,6 +8,8 @@ Shapes: N = B T positions, C width, V vocabulary.
 import torch
 import torch.nn.functional as F
 
+from model import float_weight
+
 
 def cross_entropy(z_s, z_t, y):
     """Next-token cross-entropy of logits z_s (N, V) at targets y (N,), in nats per token, and the
@@ -70,6 +72,16 @@ def apply_loss(formula, h, head, y, teachers=None, chunk=0, compiled=False):
 def teacher_logits(h_t, w_t, n):
     """The mean of n teachers' logits (N, V): logits are averaged, not probabilities."""
     return None if h_t is None else (h_t @ w_t.T).float() / n
+
+
+def hidden_states(teachers, x):
+    """The teachers' final hidden states side by side, (B, T, C_1 + ... + C_n)."""
+    return torch.cat([t.model(x) for t in teachers], dim=-1)
+
+
+def head_weights(heads, dtype):
+    """The output layers' matrices side by side, (V, C_1 + ... + C_n)."""
+    return torch.cat([float_weight(head, dtype) for head in heads], dim=1)
 
 
 def chunk_step(formula, h, w, h_t, w_t, n, y, dh, dw, weight):

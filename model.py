@@ -32,6 +32,7 @@ class ModelConfig:
     block_size: int = 256         # positions the model has
     dropout: float = 0.0          # embedding, attention and residual
     tie_weights: bool = False     # output head shares the input embedding (GPT-2: True)
+    causal: bool = True           # False: a masked language model, which sees both sides
     rope_theta: float = 10000.0   # llama only
     norm_eps: float = 1e-6        # gpt2: 1e-5
 
@@ -50,6 +51,7 @@ class LanguageModel(nn.Module):
         self.init_weights()
         if cfg.tie_weights:
             self.lm_head.weight = self.model.embed_tokens.weight
+        self.companion = None  # a module trained beside the model that is no part of it (objectives.py)
 
     def forward(self, x, head_loss=None):
         h = self.model(x)  # (B, T, C)
@@ -76,11 +78,12 @@ class LanguageModel(nn.Module):
 
     def n_params(self):
         """Parameters, a tied head counted once."""
-        return sum(p.numel() for p in self.parameters())
+        return sum(p.numel() for name, p in self.named_parameters() if not name.startswith("companion."))
 
 
 class Transformer(nn.Module):
-    """Token ids (B, T) to final hidden states (B, T, C), after the last norm."""
+    """Token ids (B, T), or what takes their embeddings' place (B, T, C), to final hidden states
+    (B, T, C) after the last norm."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -95,7 +98,7 @@ class Transformer(nn.Module):
 
     def forward(self, x):
         T = x.shape[1]
-        h = self.embed_tokens(x)  # (B, T, C)
+        h = x if x.is_floating_point() else self.embed_tokens(x)  # (B, T, C)
         if self.embed_positions is not None:
             h = h + self.embed_positions(torch.arange(T, device=x.device))
             rope = None
@@ -124,7 +127,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Causal self-attention; with n_kv_head < n_head, groups of query heads share keys and values."""
+    """Self-attention; with n_kv_head < n_head, groups of query heads share keys and values."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -135,7 +138,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(cfg.n_embd, self.n_kv_head * head_dim, bias)
         self.v_proj = nn.Linear(cfg.n_embd, self.n_kv_head * head_dim, bias)
         self.o_proj = nn.Linear(self.n_head * head_dim, cfg.n_embd, bias)
-        self.dropout = cfg.dropout
+        self.dropout, self.causal = cfg.dropout, cfg.causal
 
     def forward(self, x, rope):
         B, T, C = x.shape
@@ -146,7 +149,7 @@ class Attention(nn.Module):
             q, k = rotate(q, *rope), rotate(k, *rope)
         # on CPU the backward pass of torch's fused attention takes several times as long as the plain formula's
         with sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else contextlib.nullcontext():
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=self.n_kv_head < self.n_head,
+            y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, enable_gqa=self.n_kv_head < self.n_head,
                                                dropout_p=self.dropout if self.training else 0.0)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, C))
 
@@ -260,9 +263,9 @@ def quantize_int8_(model):
     return model
 
 
-def head_weight(head, dtype):
-    """An output layer's matrix (V, C) in `dtype`, int8 or not."""
-    return head.weight.to(dtype) if isinstance(head, nn.Linear) else (head.weight * head.scale[:, None]).to(dtype)
+def float_weight(m, dtype):
+    """The matrix (V, C) of an output layer or embedding in `dtype`, int8 or not."""
+    return (m.weight * m.scale[:, None] if m.weight.dtype == torch.int8 else m.weight).to(dtype)
 
 
 def describe(cfg):

@@ -31,6 +31,7 @@ import config
 import disk
 from loss import apply_loss, cross_entropy
 from model import LanguageModel, ModelConfig, check_model_config
+from objectives import mask_tokens, masked_token_loss, take
 
 
 @dataclass
@@ -46,6 +47,7 @@ class TrainConfig(ModelConfig):
     max_iters: int = 0            # stop after this many optimizer steps, if the epochs have them; 0 = all they have
     batch_size: int = 128         # sequences per optimizer step, all ranks together
     micro_batch_size: int = 0     # sequences at a time on one rank (memory); 0 = batch_size / ranks
+    mask_rate: float = 0.15       # share of positions that a model with causal=False predicts
     random_offset: bool = False   # shift each chunk by 0..seq_len-1 at each visit (the published code; the papers do not)
     seed: int = 42
     # AdamW and its schedule: linear warm-up, then cosine to min_lr; decay on matrices only
@@ -75,6 +77,7 @@ class Batch(NamedTuple):
     x: torch.Tensor      # (B, T) token ids
     y: torch.Tensor      # (B, T) the ids one position on: both losses see all T positions
     index: np.ndarray    # (B,) number of the chunk in the training split
+    step: int            # optimizer steps done
 
 
 def next_token_loss(model, batch, cfg, run):
@@ -83,15 +86,16 @@ def next_token_loss(model, batch, cfg, run):
         cross_entropy, h, head, batch.y, chunk=cfg.loss_chunk, compiled=run.compile))
 
 
-def train(cfg, run, loss_fn=next_token_loss, provenance={}, first_record={}):
+def train(cfg, run, loss_fn=next_token_loss, companion=None, provenance={}, first_record={}):
     """Train a model from `cfg` on `run` (see `start`) until its steps are done.
 
     loss_fn(model, batch, cfg, run) -> (loss, {name: detached scalar}): a mean over the batch's
-    sequences; `model` may be DDP's wrapper. provenance goes into every checkpoint's config.json, first_record
+    sequences; `model` may be DDP's wrapper. companion is a module to train beside it. provenance goes into every checkpoint's config.json, first_record
     into step 0 of metrics.jsonl.
     """
     torch.manual_seed(cfg.seed)
     model = LanguageModel(model_config(cfg)).to(run.device)
+    model.companion = companion
     optimizer = make_optimizer(model, cfg)
     steps_per_epoch, total = count_steps(cfg, run)
     step, best = load_run(cfg, run, model, optimizer, provenance) if cfg.resume else (0, math.inf)
@@ -106,7 +110,7 @@ def train(cfg, run, loss_fn=next_token_loss, provenance={}, first_record={}):
     if run.compile:
         model.compile_blocks()
     ddp = model if run.world == 1 else DistributedDataParallel(
-        model, broadcast_buffers=False, gradient_as_bucket_view=True,
+        model, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=companion is not None,
         device_ids=[run.device] if run.device.type == "cuda" else None)
     micro_steps = cfg.batch_size // (run.micro_batch * run.world)
     order = ChunkOrder(cfg, run)
@@ -195,7 +199,8 @@ def start(cfg):
         if getattr(cfg, key) < 1:
             sys.exit(f"error: {key}={getattr(cfg, key)} must be at least 1")
     for key, good, wanted in (("beta1", cfg.beta1 < 1, "below 1"), ("beta2", cfg.beta2 < 1, "below 1"),
-                              ("adam_eps", cfg.adam_eps > 0, "above 0"), ("out_dir", cfg.out_dir, "a folder's name"),
+                              ("adam_eps", cfg.adam_eps > 0, "above 0"), ("mask_rate", cfg.mask_rate <= 1, "at most 1"),
+                              ("out_dir", cfg.out_dir, "a folder's name"),
                               ("overwrite", not (cfg.overwrite and cfg.resume), "without --resume")):
         if not good:
             sys.exit(f"error: {key}={getattr(cfg, key)} must be {wanted}")
@@ -351,7 +356,7 @@ class ChunkOrder:
         first = position * cfg.batch_size + (micro_step * run.world + run.rank) * run.micro_batch
         mine = slice(first, first + run.micro_batch)
         tokens = run.shards.windows(self.chunks[mine] * cfg.seq_len + self.offsets[mine], cfg.seq_len + 1)
-        return to_batch(tokens, run.device, self.chunks[mine])
+        return to_batch(tokens, run.device, self.chunks[mine], step)
 
 
 def n_chunks(cfg, shards):
@@ -369,12 +374,12 @@ def count_steps(cfg, run):
     return steps_per_epoch, min(total, cfg.max_iters) if cfg.max_iters else total
 
 
-def to_batch(tokens, device, index):
+def to_batch(tokens, device, index, step=0):
     """tokens (B, T + 1) as inputs and targets."""
     tokens = torch.from_numpy(tokens)
     if device.type == "cuda":  # the host does not wait: it is steps ahead of the GPU when it gets here
         tokens = tokens.pin_memory().to(device, non_blocking=True)
-    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), index)
+    return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), index, step)
 
 
 def seed_dropout(*key):
@@ -454,16 +459,23 @@ def validation_chunks(cfg, shards):
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # nothing is compiled for validation's shapes
 def evaluate(logits, cfg, run):
-    """Mean cross-entropy over the validation chunks, nats per token, of `logits(x)` (B, T, V)."""
+    """Mean cross-entropy over the validation chunks, nats per token, of `logits(x)` (B, T, V); of a masked
+    language model, over the same masked tokens each time."""
     total = torch.zeros(2, dtype=torch.float64, device=run.device)  # sum, count
     rows = min(run.micro_batch, max(1, 2048 // cfg.seq_len))  # bounds the memory of the logits
     for i in range(0, len(run.val), rows):
         tokens = run.val[i:i + rows]
-        batch = to_batch(tokens, run.device, np.arange(i, i + len(tokens)))
+        x, y, *_ = to_batch(tokens, run.device, None)
+        if not cfg.causal:
+            noise = [np.random.default_rng([2023, run.rank + run.world * row]).random(cfg.seq_len) for row in range(i, i + len(tokens))]
+            masked, at = mask_tokens(x, cfg.mask_rate, torch.tensor(np.stack(noise)).to(run.device))
+            x, y = masked, x.gather(1, at)
         with run.autocast():
-            z = logits(batch.x)
-        total[0] += F.cross_entropy(z.float().flatten(0, 1), batch.y.flatten(), reduction="sum")
-        total[1] += batch.y.numel()
+            z = logits(x)
+        if not cfg.causal:
+            z = take(z, at)
+        total[0] += F.cross_entropy(z.float().flatten(0, 1), y.flatten(), reduction="sum")
+        total[1] += y.numel()
     if run.world > 1:
         dist.all_reduce(total)
     return (total[0] / total[1]).item()
@@ -541,7 +553,7 @@ def save_run(cfg, run, model, optimizer, step, val_ce, best, provenance):
                       bos=run.shards.meta["options"]["bos"], data_sha256=disk.data_sha256(run.shards.meta),
                       git_revision=disk.git_revision(), torch=torch.__version__, train_config=asdict(cfg), **provenance)
         name = disk.save_checkpoint(cfg.out_dir, step, model, described, run.tokenizer_file,
-                                    state=(optimizer_tensors(model, optimizer), dict(step=step, best_val_ce=best)))
+                                    state=(resumable_tensors(model, optimizer), dict(step=step, best_val_ce=best)))
         disk.point_to(cfg.out_dir, "last.json", name, step, val_ce)
         if val_ce is not None and val_ce <= best:
             disk.point_to(cfg.out_dir, "best.json", name, step, val_ce)
@@ -569,17 +581,20 @@ def load_run(cfg, run, model, optimizer, provenance):
     changed = differences({k: described[k] for k in provenance}, provenance)
     if changed and run.rank == 0:
         print(f"notice: resuming with changed teachers: {changed}")
-    model.load_state_dict(saved.state_dict())
     tensors, counters = disk.load_state(folder)
+    model.load_state_dict(saved.state_dict() | {name: value for name, value in tensors.items() if name.startswith("companion.")})
     if run.rank == 0 and described["val_ce"] is not None and described["val_ce"] <= counters["best_val_ce"]:  # it may have died between the two pointers
         disk.point_to(cfg.out_dir, "best.json", os.path.basename(folder), counters["step"], described["val_ce"])
     for name, p in model.named_parameters():
-        optimizer.state[p] = {key: tensors[f"{key}.{name}"].to(run.device) for key in ("step", "exp_avg", "exp_avg_sq")}
+        if f"step.{name}" in tensors:  # a step may leave parts alone (adversarial_loss_fn)
+            optimizer.state[p] = {key: tensors[f"{key}.{name}"].to(run.device) for key in ("step", "exp_avg", "exp_avg_sq")}
     return counters["step"], counters["best_val_ce"]
 
 
-def optimizer_tensors(model, optimizer):
-    return {f"{key}.{name}": value for name, p in model.named_parameters() for key, value in optimizer.state[p].items()}
+def resumable_tensors(model, optimizer):
+    """What resuming needs beside the weights: AdamW's moments, and the companion with its own."""
+    moments = {f"{key}.{name}": value for name, p in model.named_parameters() for key, value in optimizer.state[p].items()}
+    return moments | {name: value for name, value in model.state_dict().items() if name.startswith("companion.")}
 
 
 def differences(old, new, ignore=()):
@@ -592,7 +607,7 @@ def last_checkpoint(cfg):
 
 
 def main(cfg):
-    train(cfg, start(cfg))
+    train(cfg, start(cfg), next_token_loss if cfg.causal else masked_token_loss)
     if dist.is_initialized():
         dist.destroy_process_group()
 

@@ -6,9 +6,12 @@ import os
 import pytest
 import torch
 from conftest import GPT2, run_train
+from test_distill import config
+from test_train import records
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import disk
+import distill
 import eval_blimp
 import sample
 from eval_blimp import EvalConfig, Pair
@@ -67,6 +70,18 @@ def test_an_ensemble_averages_logits(corpus, teachers, tmp_path):
     eval_blimp.main(EvalConfig(ckpt=tuple(teachers[1:]), data=(str(tmp_path / "p"),), items=str(tmp_path / "i"), device="cpu"))
     (z1, ids), (z2, _) = (reference_logp(t, "the dog sees a cat.") for t in teachers[1:])
     assert items(tmp_path / "i")[0]["logp_good"] == pytest.approx(score((z1 + z2) / 2, ids), abs=1e-4)
+
+
+def test_validation_loss_is_trainings(data, teachers, tmp_path, capsys):
+    """Of one model as its run logged it; of an ensemble as distill.py measures it."""
+    how = dict(data_dir=data, seq_len=32, eval_chunks=16, device="cpu")
+    eval_blimp.main(EvalConfig(ckpt=(teachers[1],), out=str(tmp_path / "one.json"), **how))
+    logged = disk.read_checkpoint_config(disk.find_checkpoint(teachers[1]))["val_ce"]
+    assert json.load(open(tmp_path / "one.json"))["val_ce"] == pytest.approx(logged, rel=1e-6)
+    distill.main(config(data, tmp_path / "s", teachers=tuple(teachers[:2]), max_iters=3))
+    capsys.readouterr()
+    eval_blimp.main(EvalConfig(ckpt=tuple(teachers[:2]), **how))
+    assert f"{records(tmp_path / 's')[0]['ensemble_val_ce']:.4f} nats" in capsys.readouterr().out
 
 
 def test_batching_does_not_show(corpus, teachers, tmp_path):

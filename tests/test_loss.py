@@ -16,7 +16,7 @@ import prepare
 import teacher_cache
 import train
 from loss import apply_loss, cross_entropy, distillation_loss
-from model import LanguageModel, ModelConfig, head_weight, quantize_int8_
+from model import LanguageModel, ModelConfig, float_weight, quantize_int8_
 
 B, T, V, C = 3, 20, 200, 16
 
@@ -37,7 +37,7 @@ def gradients(n_teachers, chunk, compiled=False, dtype=torch.float32, kl_weight=
     x, y = torch.randint(V, (2, B, T))
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
         with torch.no_grad():
-            given = (distill.hidden_states(teachers, x).to(dtype), torch.cat([head_weight(t.lm_head, dtype) for t in teachers], 1),
+            given = (distill.hidden_states(teachers, x).to(dtype), torch.cat([float_weight(t.lm_head, dtype) for t in teachers], 1),
                      n_teachers) if teachers else None
         formula = partial(distillation_loss, alpha=0.3, temperature=2.0, kl_weight=kl_weight) if teachers else cross_entropy
         loss, parts = student(x, lambda h, head: apply_loss(formula, h, head, y, given, chunk, compiled))
@@ -115,10 +115,10 @@ def test_logits_never_exist_as_a_whole():
     assert whole.numel >= B * T * V and in_chunks.numel <= heads < B * T * V
 
 
-def test_head_weight_of_an_int8_head_is_what_the_head_does():
+def test_float_weight_of_an_int8_head_is_what_the_head_does():
     model = quantize_int8_(language_model())
     h = torch.randn(5, C)
-    torch.testing.assert_close(h @ head_weight(model.lm_head, torch.float32).T, model.lm_head(h))
+    torch.testing.assert_close(h @ float_weight(model.lm_head, torch.float32).T, model.lm_head(h))
 
 
 def test_a_run_in_chunks_is_the_run_on_whole_logits(data, teachers, tmp_path):

@@ -1,0 +1,294 @@
+"""Masked tokens, contrast and adversarial text: each against its own formula, and in whole runs."""
+import copy
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import run_train
+from test_distill import config
+from test_train import assert_same, cut_short, records, torchrun, weights
+
+import disk
+import distill
+import eval_blimp
+import objectives
+import train
+from model import LanguageModel
+from train import TrainConfig, model_config, start, to_batch
+
+MASKED = dict(arch="gpt2", tie_weights=True, norm_eps=1e-5, causal=False)
+
+
+@pytest.fixture(scope="session")
+def generator(data, tmp_path_factory):
+    out = tmp_path_factory.mktemp("generator") / "g"
+    run_train(data, out, max_iters=12, **MASKED)
+    return str(out)
+
+
+def student_and_batch(cfg, run, rows=8):
+    """A model far from uniform predictions, and a batch."""
+    torch.manual_seed(5)
+    student = LanguageModel(model_config(cfg))
+    for p in student.parameters():
+        p.data = p.data * 3 + torch.randn_like(p) / 10
+    return student, to_batch(run.val[:rows].astype(np.int64), run.device, np.arange(rows))
+
+
+def log_softmax(z):
+    z = np.asarray(z.detach(), np.float64)
+    return z - z.max(-1, keepdims=True) - np.log(np.exp(z - z.max(-1, keepdims=True)).sum(-1, keepdims=True))
+
+
+def kl(z_s, z_t, T):
+    """Mean per token of KL(teachers || student) in float64."""
+    p, q = log_softmax(z_s / T), log_softmax(z_t / T)
+    return (np.exp(q) * (q - p)).sum(-1).mean()
+
+
+# --- masked tokens --------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("arch", ["gpt2", "llama"])
+def test_only_a_masked_model_sees_what_follows(arch):
+    for causal in (True, False):
+        torch.manual_seed(1)
+        model = LanguageModel(model_config(TrainConfig(arch=arch, vocab_size=50, n_layer=2, n_head=2, n_embd=16, intermediate_size=16, block_size=8, causal=causal)))
+        x = torch.randint(50, (1, 8))
+        other = x.clone()
+        other[0, -1] = (x[0, -1] + 1) % 50
+        assert torch.equal(model(x)[:, :-1], model(other)[:, :-1]) == causal
+
+
+@pytest.mark.parametrize("chunk", [0, 7])
+def test_masked_loss_is_cross_entropy_where_tokens_were_hidden(data, tmp_path, chunk):
+    cfg = config(data, tmp_path / "r", **MASKED, mask_rate=0.25, loss_chunk=chunk)
+    run = start(cfg)
+    model, batch = student_and_batch(cfg, run)
+    seen = []
+    model.model.register_forward_pre_hook(lambda m, args: seen.append(args[0]))
+    loss, _ = objectives.masked_token_loss(model, batch, cfg, run)
+    hidden = (seen[0] != batch.x) | (batch.x == 0) & (seen[0] == 0)
+    assert (hidden.sum(1) == 8).all() and (seen[0][hidden] == 0).all()  # a quarter of 32 positions
+    logp = log_softmax(model(seen[0]))
+    assert loss.item() == pytest.approx(-np.mean([logp[i, j, batch.x[i, j]] for i, j in hidden.nonzero().tolist()]), rel=1e-5)
+
+
+def test_masked_training_learns_and_resumes(data, tmp_path, monkeypatch):
+    change = dict(**MASKED, max_iters=30, eval_interval=10)
+    run_train(data, tmp_path / "whole", **change)
+    val = [r["val_ce"] for r in records(tmp_path / "whole") if "val_ce" in r]
+    assert val[-1] < val[0] < math.log(500) + 0.1
+    with monkeypatch.context() as m:
+        cut_short(m, 15)
+        with pytest.raises(KeyboardInterrupt):
+            run_train(data, tmp_path / "cut", **change)
+    run_train(data, tmp_path / "cut", resume=True, **change)
+    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
+
+
+def test_validation_hides_the_same_tokens_however_it_is_dealt_out(data, tmp_path, generator, monkeypatch):
+    cfg = config(data, tmp_path / "x", **MASKED)
+    run, model = start(cfg), disk.load_checkpoint(generator)[0]
+    whole = train.evaluate(model, cfg, run)
+    assert train.evaluate(model, cfg, run._replace(micro_batch=3)) == pytest.approx(whole, rel=1e-6)
+    monkeypatch.setattr(train.dist, "all_reduce", lambda *a: None)
+    halves = [train.evaluate(model, cfg, run._replace(val=run.val[rank::2], rank=rank, world=2)) for rank in (0, 1)]
+    assert sum(halves) / 2 == pytest.approx(whole, rel=1e-6) and halves[0] != halves[1]
+
+
+def test_a_masked_model_is_neither_scored_nor_a_teacher(data, corpus, generator, teachers, tmp_path):
+    with pytest.raises(SystemExit, match="masked language model .* gives text no probability"):
+        eval_blimp.main(eval_blimp.EvalConfig(ckpt=(generator,), data=(f"{corpus}/pairs",), device="cpu"))
+    with pytest.raises(SystemExit, match="teacher .* has causal=False, wanted is causal=True"):
+        distill.main(config(data, tmp_path / "s", teachers=(generator,)))
+    with pytest.raises(SystemExit, match="generator .* has causal=True, wanted is causal=False"):
+        distill.main(config(data, tmp_path / "s", teachers=tuple(teachers[:1]), generator=teachers[1]))
+
+
+# --- contrast -------------------------------------------------------------------------------------
+
+def test_n_pair_loss_is_its_formula():
+    rng = np.random.default_rng(0)
+    a, b = rng.normal(size=(2, 3, 5, 7))
+    expected = []
+    for g in range(3):
+        for i in range(5):
+            cos = [a[g, i] @ b[g, j] / np.linalg.norm(a[g, i]) / np.linalg.norm(b[g, j]) for j in range(5)]
+            expected.append(math.log(1 + sum(math.exp((cos[j] - cos[i]) / 0.1) for j in range(5) if j != i)))  # Sohn's form
+    assert objectives.n_pair_loss(torch.tensor(a), torch.tensor(b)).item() == pytest.approx(np.mean(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("n_pairs", [4, 8])
+def test_the_contrastive_student_learns_the_weighted_sum(data, teachers, tmp_path, n_pairs):
+    """Two teachers, one of another width than the student's: the loss, its parts and its gradients."""
+    cfg = config(data, tmp_path / "s", teachers=tuple(teachers[:2]), n_embd=48, contrastive=0.22, n_pairs=n_pairs, loss_chunk=50)
+    run = start(cfg)
+    loaded = distill.load_teachers(cfg, run)
+    student, batch = student_and_batch(cfg, run)
+    project = objectives.projections(48, loaded)
+    fn = distill.partial(distill.distill_loss_fn, states=lambda b: distill.hidden_states(loaded, b.x), heads=[t.lm_head for t in loaded], project=project)
+    loss, parts = fn(student, batch, cfg, run)
+    loss.backward()
+    h = student.model(batch.x)
+    terms = []
+    for p, t in zip(project, loaded):
+        s, a = p(h.mean(1)), t.model(batch.x).mean(1)
+        terms += [objectives.n_pair_loss(a[None, i:i + n_pairs], s[None, i:i + n_pairs]) for i in range(0, 8, n_pairs)]
+    n_pair = sum(terms) / len(terms)
+    z, z_t = student(batch.x), sum(t(batch.x) for t in loaded) / 2
+    ce = torch.nn.functional.cross_entropy(z.flatten(0, 1), batch.y.flatten())
+    kd = torch.nn.functional.kl_div((z / 2).log_softmax(-1), (z_t / 2).softmax(-1), reduction="none").sum(-1).mean() * 4
+    expected = 0.39 * ce + 0.39 * kd + 0.22 * n_pair
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5) and parts["n_pair"].item() == pytest.approx(n_pair.item(), rel=1e-5)
+    ours = [p.grad.clone() for p in [*student.parameters(), *project.parameters()]]
+    student.zero_grad()
+    project.zero_grad()
+    expected.backward()
+    for a, p in zip(ours, [*student.parameters(), *project.parameters()], strict=True):
+        assert (a - p.grad).norm() <= 1e-4 * p.grad.norm() + 1e-7
+
+
+def test_contrast_brings_representations_together_and_resumes(data, teachers, tmp_path, monkeypatch):
+    change = dict(teachers=tuple(teachers[:2]), n_embd=48, n_pairs=8, max_iters=30, eval_interval=10, alpha=1.0)
+    distill.main(config(data, tmp_path / "with", contrastive=0.5, **change))
+    log = [r["n_pair"] for r in records(tmp_path / "with")[1:]]
+    assert np.mean(log[-5:]) < 0.7 * np.mean(log[:5])
+    described = json.load(open(tmp_path / "with" / "ckpt_30" / "config.json"))
+    assert described["parameters"] == LanguageModel(model_config(config(data, "x", n_embd=48))).n_params()  # without the projections
+    with monkeypatch.context() as m:
+        cut_short(m, 15)
+        with pytest.raises(KeyboardInterrupt):
+            distill.main(config(data, tmp_path / "cut", contrastive=0.5, **change))
+    distill.main(config(data, tmp_path / "cut", contrastive=0.5, resume=True, **change))
+    assert_same(weights(tmp_path / "with"), weights(tmp_path / "cut"))
+    assert_same(*(disk.load_state(str(tmp_path / r / "ckpt_30"))[0] for r in ("with", "cut")))
+
+
+# --- adversarial text -----------------------------------------------------------------------------
+
+def adversaries(data, tmp_path, teachers, generator, **change):
+    cfg = config(data, tmp_path / "s", teachers=tuple(teachers[:2]), generator=generator, mask_rate=0.3, loss_chunk=50, **change)
+    run = start(cfg)
+    student, batch = student_and_batch(cfg, run)
+    student.companion = distill.load_beside(cfg, run, generator, "generator", causal=False)[0]
+    loaded = distill.load_teachers(cfg, run)
+    return cfg, run, student, batch, loaded
+
+
+def rewritten_ids(student, batch, cfg, seed):
+    """What the generator makes of the batch from `seed` on, token by token."""
+    torch.manual_seed(seed)
+    noise = torch.rand(batch.x.shape)
+    hidden = torch.zeros_like(batch.x, dtype=torch.bool)
+    for row, n in zip(hidden, noise):
+        row[n.argsort()[:round(0.3 * len(n))]] = True
+    z = student.companion(batch.x.masked_fill(hidden, 0))
+    at = noise.argsort(1)[:, :hidden.sum(1)[0]]
+    sampled = torch.nn.functional.gumbel_softmax(z.gather(1, at[..., None].expand(-1, -1, z.shape[-1])), hard=True).argmax(-1)
+    out = batch.x.clone()
+    for i in range(len(out)):
+        for j, token in zip(at[i], sampled[i]):
+            out[i, j] = token
+    return out
+
+
+def test_the_generator_climbs_and_the_student_stays(data, teachers, generator, tmp_path):
+    cfg, run, student, batch, loaded = adversaries(data, tmp_path, teachers, generator)
+    for p in student.companion.parameters():
+        p.data *= 3  # a generator with opinions, far from uniform
+    before = copy.deepcopy(student.state_dict())
+
+    def step():
+        torch.manual_seed(3)
+        return objectives.adversarial_loss_fn(student, batch, cfg, run, loaded, student.companion)
+    loss, parts = step()
+    loss.backward()
+    ids = rewritten_ids(student, batch, cfg, 3)
+    z_t = sum(t(ids) for t in loaded) / 2
+    assert -loss.item() == pytest.approx(4 * kl(student(ids), z_t, 2.0), rel=1e-4)  # T^2 KL on the text as rewritten
+    assert parts["adversarial_kl"].item() == pytest.approx(-loss.item() / 4)
+    own = {n: p for n, p in student.named_parameters() if not n.startswith("companion.")}
+    assert all(p.grad is None and p.requires_grad for p in own.values())
+    climber = torch.optim.SGD(student.companion.parameters(), lr=1.0)
+    assert all(p.grad is not None for n, p in student.companion.named_parameters() if "k_proj.bias" not in n)
+    for _ in range(15):
+        climber.zero_grad()
+        step()[0].backward()
+        torch.nn.utils.clip_grad_norm_(student.companion.parameters(), 1.0)
+        climber.step()
+    assert step()[0] < loss - 0.02 * abs(loss)  # teachers and student disagree more
+    assert_same({k: v for k, v in before.items() if "companion" not in k}, {k: v for k, v in student.state_dict().items() if "companion" not in k})
+
+
+@pytest.mark.parametrize("reduction", ["token", "sequence"])
+def test_the_student_learns_text_and_rewritten_text_alike(data, teachers, generator, tmp_path, reduction):
+    cfg, run, student, batch, loaded = adversaries(data, tmp_path, teachers, generator, kl_reduction=reduction)
+    torch.manual_seed(3)
+    loss, parts = objectives.adversarial_loss_fn(student, batch._replace(step=cfg.generator_steps), cfg, run, loaded, student.companion)
+    loss.backward()
+    assert all(p.grad is None for p in student.companion.parameters())
+    ours = {n: p.grad.clone() for n, p in student.named_parameters() if p.grad is not None}
+    ids = rewritten_ids(student, batch, cfg, 3)
+    weight = 4 * (32 if reduction == "sequence" else 1)
+    F = torch.nn.functional
+    expected = F.cross_entropy(student(batch.x).flatten(0, 1), batch.y.flatten())
+    for x in (batch.x, ids):
+        z_t = sum(t(x) for t in loaded).detach() / 2
+        expected = expected + weight * F.kl_div((student(x) / 2).log_softmax(-1), (z_t / 2).softmax(-1), reduction="none").sum(-1).mean()
+    assert loss.item() == pytest.approx(expected.item() / 3, rel=1e-5)
+    student.zero_grad()
+    (expected / 3).backward()
+    for n, g in ours.items():
+        p = dict(student.named_parameters())[n]
+        assert (g - p.grad).norm() <= 1e-4 * p.grad.norm() + 1e-6, n
+
+
+def companion(run, step):
+    return {k: v for k, v in disk.load_state(str(run / f"ckpt_{step}"))[0].items() if k.startswith("companion.")}
+
+
+@pytest.mark.parametrize("change", [{}, dict(dtype="bfloat16", teacher_dtype=("int8",)), dict(micro_batch_size=4, teacher_dtype=("bfloat16",))])
+def test_steps_alternate_and_resume(data, teachers, generator, tmp_path, monkeypatch, change):
+    change = dict(teachers=tuple(teachers[:2]), generator=generator, generator_steps=2, student_steps=3, max_iters=9, eval_interval=1, mask_rate=0.3, **change)
+    monkeypatch.setattr(disk, "drop_old_checkpoints", lambda *a: None)  # to look at them all
+    whole = tmp_path / "whole"
+    distill.main(config(data, whole, **change))
+    student = [disk.load_checkpoint(str(whole / f"ckpt_{i}"))[0].state_dict() for i in range(1, 10)]
+    torch.manual_seed(42)
+    fresh = LanguageModel(model_config(config(data, "x"))).state_dict()
+    assert_same(student[0], fresh)  # steps 1 and 2 are the generator's, 3 to 5 the student's, 6 and 7 the generator's
+    moved = [any(not torch.equal(a[k], b[k]) for k in a) for a, b in zip(student, student[1:])]
+    assert moved == [False, True, True, True, False, False, True, True]
+    states = [companion(whole, i) for i in range(1, 10)]
+    assert [any(not torch.equal(a[k], b[k]) for k in a) for a, b in zip(states, states[1:])] == [not m for m in moved]
+    with monkeypatch.context() as m:
+        cut_short(m, 6)
+        with pytest.raises(KeyboardInterrupt):
+            distill.main(config(data, tmp_path / "cut", **change))
+    distill.main(config(data, tmp_path / "cut", resume=True, **change))
+    assert_same(weights(whole), weights(tmp_path / "cut"))
+    assert_same(*(disk.load_state(str(r / "ckpt_9"))[0] for r in (whole, tmp_path / "cut")))
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("change", [dict(generator_steps=2, student_steps=3), dict(contrastive=0.5, n_pairs=4, n_embd=48)], ids=["adversarial", "contrastive"])
+def test_two_ranks_run_and_agree(data, teachers, generator, tmp_path, change):
+    """Parameters that a step does not use, and a companion's, in DDP: it runs, and ends alike twice."""
+    if "generator_steps" in change:
+        change = dict(change, generator=generator)
+    for out in ("a", "b"):
+        torchrun("distill.py", data, tmp_path / out, teachers=",".join(teachers[:2]), **change)
+    assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
+    assert records(tmp_path / "a")[-1]["val_ce"] < 6.3
+
+
+@pytest.mark.parametrize("change,message", [
+    (dict(contrastive=0.2, n_pairs=3), "n_pairs=3 must be at least 2 and divide the sequences that one rank sees at a time, 8"),
+    (dict(contrastive=1.5), "contrastive=1.5 must be between 0 and 1"), (dict(generator="x", contrastive=0.1, n_pairs=8), "generator=x must be without"),
+    (dict(generator="x", student_steps=0), "student_steps=0 must be at least 1"), (dict(causal=False), "causal=False must be True"),
+    (dict(mask_rate=2.0), "mask_rate=2.0 must be at most 1")])
+def test_bad_objectives_are_one_line(data, teachers, tmp_path, change, message):
+    with pytest.raises(SystemExit, match=message):
+        distill.main(config(data, tmp_path / "s", teachers=tuple(teachers[:1]), **change))
