@@ -27,7 +27,7 @@ import config
 import disk
 import distill
 from model import LanguageModel, ModelConfig
-from train import multiplies_bf16, pick_device
+from train import can_compile, multiplies_bf16, pick_device
 
 # arch, n_layer, n_head, n_embd, intermediate_size: the student and its two teachers
 PRESETS = {
@@ -79,18 +79,18 @@ def main(cfg):
 def table(cfg):
     """Every way in turn, `repeats` times over; one row each."""
     with tempfile.TemporaryDirectory() as folder:
-        commands = {name: f"{__file__} --json --preset={cfg.preset} --steps={cfg.steps} --batch_size={cfg.batch_size} --seq_len={cfg.seq_len} "
-                    f"--device={cfg.device} {flags.replace('CACHE', folder)}" for name, flags in WAYS.items()}
+        size = f"--preset={cfg.preset} --batch_size={cfg.batch_size} --seq_len={cfg.seq_len} --steps={cfg.steps} --device={cfg.device}".split()
+        commands = {name: [__file__, "--json", *size, *(f.replace("CACHE", folder) for f in flags.split())] for name, flags in WAYS.items()}
         if cfg.peer:
-            commands |= {name: f"{cfg.peer} --preset {cfg.preset} --steps {cfg.steps + WARMUP} --batch {cfg.batch_size} --seq {cfg.seq_len} {flags}"
-                         for name, flags in PEER_WAYS.items()}
+            size = f"--preset {cfg.preset} --batch {cfg.batch_size} --seq {cfg.seq_len} --steps {cfg.steps + WARMUP}".split()
+            commands |= {name: [cfg.peer, *size, *flags.split()] for name, flags in PEER_WAYS.items()}
         if not multiplies_bf16(pick_device(cfg.device)):  # emulated, it takes many times as long
-            commands = {name: command for name, command in commands.items() if "--bf16" not in command and "=bfloat16" not in command}
+            commands = {name: command for name, command in commands.items() if not {"--bf16", "--dtype=bfloat16"} & set(command)}
         runs = {name: [] for name in commands}
         for r in range(cfg.repeats):
             for name, command in commands.items():
                 print(f"run {r + 1} of {cfg.repeats}: {name}", file=sys.stderr, flush=True)
-                done = subprocess.run([sys.executable, *command.split()], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                done = subprocess.run([sys.executable, *command], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
                 if done.returncode:
                     sys.exit(f"error: '{name}' failed: {done.stderr.strip().splitlines()[-1]}")
                 runs[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
@@ -109,7 +109,9 @@ def table(cfg):
 
 def measure(cfg):
     """Run distill.py's main on a folder made for it and read its metrics.jsonl."""
-    begin = time.perf_counter()
+    device, begin = pick_device(cfg.device), time.perf_counter()
+    if cfg.compile == "on" and not can_compile(device):
+        sys.exit("error: compile=on, but torch.compile does not work here; use --compile=off")
     cache = os.path.abspath(cfg.teacher_cache) if cfg.teacher_cache else ""
     # relative names in a folder of its own, so that a teacher cache is recognised the next time
     with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(sys.stderr):
@@ -125,13 +127,12 @@ def measure(cfg):
         distill.main(distill.DistillConfig(**settings))
         with open("out/metrics.jsonl") as f:
             records = [json.loads(line) for line in f][1 + WARMUP:]
-    device = pick_device(cfg.device)
+    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     bf16 = multiplies_bf16(device) if cfg.dtype == "auto" else cfg.dtype == "bfloat16"
     rate = statistics.median(r["tokens_per_s"] for r in records)
     flops = 3 * forward_flops(student, cfg.seq_len) + sum(
         2 * VOCAB * t.n_embd if cfg.teacher_cache else forward_flops(t, cfg.seq_len) for t in teachers)
     ceiling = matmul_flops(device, torch.bfloat16 if bf16 else torch.float32)
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return dict(preset=cfg.preset, tokens_per_s=round(rate), step_ms=round(1e3 * cfg.batch_size * cfg.seq_len / rate, 1),
                 peak_gib=round(peak / 2 ** 30, 2), utilisation=round(rate * flops / ceiling, 3),
                 dtype="bfloat16" if bf16 else "float32", compile=cfg.compile, loss_chunk=cfg.loss_chunk, teacher_dtype=cfg.teacher_dtype,
@@ -170,7 +171,7 @@ def write_data(folder, n_tokens):
     disk.save_tiktoken(bpe, os.path.join(folder, "tokenizer.json"))
     shard = dict(file="train_00000.bin", tokens=n_tokens + 1, sha256=disk.sha256(os.path.join(folder, "train_00000.bin")))
     disk.write_json(os.path.join(folder, "meta.json"), dict(
-        format_version=disk.FORMAT_VERSION, vocab_size=VOCAB, tokenizer="tokenizer.json", options=dict(bos="none"),
+        format_version=disk.FORMAT_VERSION, vocab_size=VOCAB, tokenizer="tokenizer.json", pad=None, options=dict(bos="none"),
         tokenizer_sha256=disk.sha256(os.path.join(folder, "tokenizer.json")), shards=[dict(split=s, **shard) for s in ("train", "val")]))
 
 

@@ -13,13 +13,14 @@ import hashlib
 import json
 import os
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
 
 import config
 import disk
-from distill import DistillConfig
+from distill import DistillConfig, teacher_dtypes
 from train import TrainConfig
 
 
@@ -37,20 +38,23 @@ class ChainConfig:
 def main(cfg):
     if not cfg.generations:
         sys.exit("error: no generations; name a config that lists them: python chain.py config/demo_chain.py")
-    plan = [plan_generation(cfg, i) for i in range(len(cfg.generations))]  # all mistakes show before the first is trained
+    for folder in cfg.blimp:
+        if not os.path.isdir(folder):
+            sys.exit(f"error: no folder of minimal pairs '{folder}'")
+    plan = [plan_generation(cfg, i) for i in range(len(cfg.generations))]  # mistakes show before the first is trained
     data_sha256 = disk.data_sha256(disk.read_meta(cfg.data_dir))
-    done = read_results(cfg)
-    for name, script, argv, settings in plan:
-        row = done.get(name)
-        mine = dict(settings_sha256=settings, data_sha256=data_sha256)
-        if row and {k: row.get(k) for k in mine} != mine:
+    rows = read_results(cfg)
+    for name, script, argv, settings_sha256 in plan:
+        begun = dict(generation=name, settings_sha256=settings_sha256, data_sha256=data_sha256)
+        row = rows.setdefault(name, begun)
+        if {k: row[k] for k in begun} != begun:
             sys.exit(f"error: {cfg.out_dir}/results.jsonl has '{name}' with other settings or data; name another --out_dir")
-        if not row:
+        if row == begun:
+            write_results(cfg, rows)
             print(f"\n=== {name}", flush=True)
-            done[name] = dict(generation=name, **mine, **train_and_score(cfg, name, script, argv))
-            with open(os.path.join(cfg.out_dir, "results.jsonl"), "a") as f:
-                f.write(json.dumps(done[name]) + "\n")
-    table([done[name] for name, *_ in plan])
+            rows[name] = {**begun, **train_and_score(cfg, name, script, argv)}
+            write_results(cfg, rows)
+    table([rows[name] for name, *_ in plan])
 
 
 def plan_generation(cfg, i):
@@ -65,10 +69,14 @@ def plan_generation(cfg, i):
     for teacher in words:
         if teacher not in earlier and not os.path.isdir(teacher):
             sys.exit(f"error: {name}'s teacher '{teacher}' is neither an earlier generation nor a run folder")
-    argv = [*own, *cfg.settings, f"--data_dir={cfg.data_dir}", f"--out_dir={os.path.join(cfg.out_dir, name)}"]
+    flags = [w for w in [*cfg.settings, *own] if w.startswith("--")]  # a generation's own win, of flags
+    argv = [*(w for w in [*own, *cfg.settings] if w not in flags), *flags, f"--data_dir={cfg.data_dir}", f"--out_dir={os.path.join(cfg.out_dir, name)}"]
     if teachers:
         argv.append(f"--teachers={','.join(teachers)}")
-    settings = asdict(config.configure(DistillConfig if teachers else TrainConfig, argv))
+    resolved = config.configure(DistillConfig if teachers else TrainConfig, argv)
+    if teachers:
+        teacher_dtypes(resolved)
+    settings = {**asdict(resolved), "blimp": cfg.blimp, "eval_dtype": cfg.eval_dtype}
     for key in ("data_dir", "out_dir", "device", "compile"):  # where, not what
         del settings[key]
     return name, "distill.py" if teachers else "train.py", argv, hashlib.sha256(json.dumps(settings).encode()).hexdigest()
@@ -80,11 +88,10 @@ def train_and_score(cfg, name, script, argv):
     command(script, *argv, "--resume", nproc=cfg.nproc_per_node)
     if cfg.blimp:
         command("eval_blimp.py", f"--ckpt={folder}", f"--data={','.join(cfg.blimp)}", f"--dtype={cfg.eval_dtype}", quiet=True)
-    best = disk.find_checkpoint(folder)
-    described = disk.read_checkpoint_config(best)
-    scores = disk.read_json(os.path.join(folder, "blimp.json"))["folders"] if cfg.blimp else {}
+    described = disk.read_checkpoint_config(disk.find_checkpoint(folder))
+    folders = disk.read_json(os.path.join(folder, "blimp.json"))["folders"] if cfg.blimp else {}
     return dict(teachers=described.get("teachers", []), parameters=described["parameters"], seed=described["train_config"]["seed"],
-                step=described["step"], val_ce=described["val_ce"], **{name: scores[name]["accuracy"] for name in scores},
+                step=described["step"], val_ce=described["val_ce"], accuracy={f: folders[f]["accuracy"] for f in folders},
                 git_revision=disk.git_revision(), torch=described["torch"])
 
 
@@ -93,8 +100,15 @@ def command(script, *args, nproc=0, quiet=False):
     print("$", shlex.join([script, *args]), flush=True)
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"] if nproc else []
     here = os.path.dirname(os.path.abspath(__file__))
-    code = subprocess.run([sys.executable, *launcher, os.path.join(here, script), *args], stdout=subprocess.DEVNULL if quiet else None).returncode
-    if code:
+    child = subprocess.Popen([sys.executable, *launcher, os.path.join(here, script), *args], stdout=subprocess.DEVNULL if quiet else None)
+    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    while child.poll() is None:
+        try:
+            child.wait()
+        except KeyboardInterrupt:
+            pass  # the child got it too: it saves first
+    signal.signal(signal.SIGTERM, before)
+    if child.returncode:
         sys.exit(f"error: {script} failed or was stopped; the same command goes on from there")
 
 
@@ -103,23 +117,30 @@ def read_results(cfg):
     os.makedirs(cfg.out_dir, exist_ok=True)
     disk.lock(cfg.out_dir)
     path = os.path.join(cfg.out_dir, "results.jsonl")
-    lines = []
-    if os.path.isfile(path):
-        with open(path) as f:
-            lines = [line for line in f if line.endswith("\n")]  # the last may have been cut short
+    if not os.path.isfile(path):
+        return {}
+    with open(path) as f:
+        try:
+            return {row["generation"]: row for row in map(json.loads, f)}
+        except (ValueError, TypeError, KeyError) as e:
+            sys.exit(f"error: {path} is damaged ({type(e).__name__}: {e}); repair it, or name another --out_dir")
+
+
+def write_results(cfg, rows):
+    """One line a generation: as it was begun, then with what came of it."""
+    path = os.path.join(cfg.out_dir, "results.jsonl")
     with open(path + ".tmp", "w") as f:
-        f.writelines(lines)
+        f.writelines(json.dumps(row) + "\n" for row in rows.values())
     os.replace(path + ".tmp", path)
-    return {row["generation"]: row for row in map(json.loads, lines)}
 
 
 def table(rows):
-    folders = [key for key in rows[0] if isinstance(rows[0][key], float) and key != "val_ce"]
+    folders = list(rows[0]["accuracy"])
     print("\n| generation | taught by | parameters | validation loss |" + "".join(f" {f}, % |" for f in folders))
     print("|---|---|---:|---:|" + "---:|" * len(folders))
     for row in rows:
         print(f"| {row['generation']} | {', '.join(map(os.path.basename, row['teachers']))} | {row['parameters']:,} | {row['val_ce']:.4f} |"
-              + "".join(f" {100 * row[f]:.2f} |" for f in folders))
+              + "".join(f" {100 * row['accuracy'][f]:.2f} |" for f in folders))
 
 
 if __name__ == "__main__":

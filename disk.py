@@ -139,7 +139,7 @@ def read_meta(data_dir):
         sys.exit(f"error: no data folder {data_dir}; make it with prepare.py")
     if not os.path.isfile(path):
         sys.exit(f"error: {data_dir} is unfinished (no meta.json); run prepare.py again")
-    meta = read_json(path, ("format_version", "vocab_size", "tokenizer", "tokenizer_sha256", "options", "shards"))
+    meta = read_json(path, ("format_version", "vocab_size", "tokenizer", "tokenizer_sha256", "pad", "options", "shards"))
     if not isinstance(meta["shards"], list) or not all(
             isinstance(s, dict) and {"split", "file", "tokens", "sha256"} <= s.keys() for s in meta["shards"]):
         sys.exit(f"error: {path} is damaged: 'shards' does not describe shards")
@@ -255,12 +255,11 @@ def checkpoints(out_dir, last=None):
 def find_resumable(out_dir):
     """The folder last.json names, whole. If it is damaged, exits naming the one before it."""
     folders = checkpoints(out_dir, pointed(out_dir, "last.json"))
-    wrong = [damage(folder) for folder in folders]
-    if not folders or all(wrong):
-        sys.exit(f"error: {out_dir} has no checkpoint to resume from{': ' + wrong[0] if wrong else ''}; use --overwrite to start again")
-    if wrong[0]:
-        good = folders[[not w for w in wrong].index(True)]
-        sys.exit(f"error: {wrong[0]}; the last good checkpoint is {good}: delete {folders[0]} to resume from there")
+    wrong = damage(folders[0]) if folders else "no checkpoint to resume from"
+    if wrong:
+        good = next((folder for folder in folders[1:] if not damage(folder)), None)
+        sys.exit(f"error: {wrong}; " + (f"the last good checkpoint is {good}: delete {folders[0]} to resume from there"
+                                        if good else f"{out_dir} has no other; use --overwrite to start again"))
     return folders[0]
 
 
@@ -342,10 +341,14 @@ def damage(folder, files=None):
     except (OSError, ValueError, TypeError) as e:
         return f"cannot read {path}: {e}"
     for f in expected if files is None else files:
-        if not os.path.isfile(os.path.join(folder, f)):
-            return f"{os.path.join(folder, f)} is missing"
-        if sha256(os.path.join(folder, f)) != expected.get(f):
-            return f"{os.path.join(folder, f)} is damaged (SHA-256 differs from sha256.json)"
+        path = os.path.join(folder, f)
+        if not os.path.isfile(path):
+            return f"{path} is missing"
+        try:
+            if sha256(path) != expected.get(f):
+                return f"{path} is damaged (SHA-256 differs from sha256.json)"
+        except OSError as e:
+            return f"cannot read {path}: {e}"
     return ""
 
 

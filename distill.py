@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 import config
 import disk
-from loss import apply_loss, distillation_loss, head_weights, hidden_states
+from loss import apply_loss, distillation_formula, ensemble_logits, head_weights, hidden_states
 from model import quantize_int8_
 from objectives import adversarial_loss_fn, contrastive_loss, projections
 from teacher_cache import cached_states
@@ -40,26 +40,16 @@ class DistillConfig(TrainConfig):
     student_steps: int = 100
 
 
-def ensemble_logits(teachers, x):
-    """The mean of the teachers' logits, (B, T, V) in float32. Logits are averaged, not probabilities."""
-    z = teachers[0](x).float()
-    for teacher in teachers[1:]:
-        z = z + teacher(x)
-    return z / len(teachers)
-
-
 def distill_loss_fn(model, batch, cfg, run, states, heads, project=None):
     """train()'s loss function: the student's step against the teachers on the same batch.
 
     states(batch) gives the teachers' final hidden states side by side (B, T, C_1 + ... + C_n); heads
     are their output layers; project, for the contrastive loss, takes the student's states to their widths.
     """
-    formula = partial(distillation_loss, alpha=cfg.alpha, temperature=cfg.temperature,
-                      kl_weight=cfg.seq_len if cfg.kl_reduction == "sequence" else 1)
-    dtype = torch.bfloat16 if run.bf16 else torch.float32
+    formula = distillation_formula(cfg)
     with torch.no_grad():
-        h_t = states(batch).to(dtype)
-        w_t = head_weights(heads, dtype)
+        h_t = states(batch).to(run.dtype)
+        w_t = head_weights(heads, run.dtype)
 
     def head_loss(h, head):
         loss, parts = apply_loss(formula, h, head, batch.y, (h_t, w_t, len(heads)), cfg.loss_chunk, run.compile)
@@ -88,7 +78,7 @@ def check_distill_config(cfg, run):
 def load_beside(cfg, run, path, what, causal=True):
     """A checkpoint's model and config.json, to be used beside the student. One that does not fit is refused by name."""
     model, _, described = disk.load_checkpoint(path, run.device)
-    if cfg.overwrite and os.path.realpath(disk.find_checkpoint(path)).startswith(os.path.realpath(cfg.out_dir) + os.sep):
+    if cfg.overwrite and os.path.dirname(os.path.realpath(disk.find_checkpoint(path))) == os.path.realpath(cfg.out_dir):
         sys.exit(f"error: --overwrite would delete {what} {path}; name another --out_dir")
     if model.cfg.vocab_size != cfg.vocab_size:
         sys.exit(f"error: {what} {path} has a vocabulary of {model.cfg.vocab_size}, "
@@ -102,14 +92,19 @@ def load_beside(cfg, run, path, what, causal=True):
     return model, described
 
 
-def load_teachers(cfg, run):
-    """Frozen teachers in evaluation mode, in the dtypes asked for."""
+def teacher_dtypes(cfg):
+    """One for each teacher."""
     dtypes = cfg.teacher_dtype * len(cfg.teachers) if len(cfg.teacher_dtype) == 1 else cfg.teacher_dtype
     if len(dtypes) != len(cfg.teachers) or not set(dtypes) <= {"float32", "bfloat16", "int8"}:
         sys.exit(f"error: teacher_dtype={','.join(cfg.teacher_dtype)} wants float32, bfloat16 or int8, "
                  "once or once per teacher")
+    return dtypes
+
+
+def load_teachers(cfg, run):
+    """Frozen teachers in evaluation mode, in the dtypes asked for."""
     teachers = []
-    for path, dtype in zip(cfg.teachers, dtypes):
+    for path, dtype in zip(cfg.teachers, teacher_dtypes(cfg)):
         teacher, described = load_beside(cfg, run, path, "teacher")
         if dtype == "int8":
             quantize_int8_(teacher)

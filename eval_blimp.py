@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 import config
 import disk
-from distill import ensemble_logits
+from loss import ensemble_logits
 from train import Run, TrainConfig, can_compile, evaluate, pick_device, validation_chunks
 
 
@@ -61,9 +61,9 @@ def main(cfg):
         if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or "."):
             sys.exit(f"error: cannot write {path}: a folder, or in a folder that is not there")
     prefix = next((t for t in (tokenizer.bos, tokenizer.eos, tokenizer.pad) if t is not None), None)
-    if prefix is None:
+    if cfg.data and prefix is None:
         sys.exit("error: the tokenizer has no token to put before a sentence (<s>, </s> or <pad>)")
-    if described["bos"] == "none":
+    if cfg.data and described["bos"] == "none":
         print("notice: trained with bos=none: every sentence is scored after a token the model has never seen "
               "(prepare.py --bos=line avoids it)")
     block_size = min(m.cfg.block_size for m in models)
@@ -181,7 +181,7 @@ def pair_logp(models, pairs, prefix, device):
     x = torch.cat([torch.full((len(y), 1), prefix), y[:, :-1]], dim=1)
     position = torch.arange(y.shape[1])
     good, bad = y.chunk(2)
-    shared = (good == bad).cumprod(1).bool() & (position < length[len(pairs):])  # (pairs, T)
+    shared = (good == bad).cumprod(1).bool() & (position < length.view(2, -1, 1).amin(0))  # (pairs, T); 0 may be padding or a token
     mask = (position < length) & ~torch.cat([torch.zeros_like(shared), shared])
     h_mask, target = mask.to(device), y[mask].to(device)
     z = [m(x.to(device), lambda h, head: head(h[h_mask])) for m in models]  # (scored positions, V) each

@@ -5,6 +5,8 @@ readable way (`--loss_chunk=0`) and the fast one both follow, as both differenti
 
 Shapes: N = B T positions, C width, V vocabulary.
 """
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 
@@ -33,6 +35,12 @@ def distillation_loss(z_s, z_t, y, alpha, temperature, kl_weight=1):
     s, log_p_t = z_s / temperature, F.log_softmax(z_t / temperature, -1)
     kl = ((log_p_t.exp() * (log_p_t - s)).sum(-1) + s.logsumexp(-1)).mean()
     return alpha * ce + (1 - alpha) * temperature ** 2 * kl_weight * kl, {"ce": ce.detach(), "kl": kl.detach()}
+
+
+def distillation_formula(cfg):
+    """distillation_loss with a config's alpha, temperature and kl_reduction."""
+    return partial(distillation_loss, alpha=cfg.alpha, temperature=cfg.temperature,
+                   kl_weight=cfg.seq_len if cfg.kl_reduction == "sequence" else 1)
 
 
 def mean_nll(z, y):
@@ -72,6 +80,11 @@ def apply_loss(formula, h, head, y, teachers=None, chunk=0, compiled=False):
 def teacher_logits(h_t, w_t, n):
     """The mean of n teachers' logits (N, V): logits are averaged, not probabilities."""
     return None if h_t is None else (h_t @ w_t.T).float() / n
+
+
+def ensemble_logits(teachers, x):
+    """The mean of the teachers' logits, (B, T, V) in float32, as a model whole of its own."""
+    return sum(t(x).float() for t in teachers) / len(teachers)
 
 
 def hidden_states(teachers, x):

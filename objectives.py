@@ -4,7 +4,7 @@
     python distill.py config/contrastive_llama.py                # Teaching Tiny Minds, section 4.3
     python distill.py config/masked_adversarial_llama.py         # section 4.4: MATE-KD (Rashid et al. 2021)
 
-Each is a loss function for train(). What is trained beside the student (projections, the generator)
+Two are loss functions for train(), contrast is a term beside distill.py's. What is trained beside the student (projections, the generator)
 is the model's `companion`: in its optimizer and its resumable state, not in its weights.
 
 Shapes: B sequences, T positions, C width, V vocabulary, k masked positions a sequence.
@@ -16,7 +16,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from loss import apply_loss, cross_entropy, distillation_loss, head_weights, hidden_states
+from loss import apply_loss, cross_entropy, distillation_formula, ensemble_logits, head_weights, hidden_states
 from model import float_weight
 
 MASK = 0  # <pad>: the papers' vocabulary has no mask token
@@ -65,10 +65,11 @@ def contrastive_loss(h, h_t, project, n_pairs):
     return sum(terms) / len(terms)
 
 
-def n_pair_loss(anchor, other, temperature=0.1):
-    """-log( exp(a_i o_i) / sum_j exp(a_i o_j) ), mean over i, of anchors and others (groups, N, C): the N-pair
-    loss (Sohn 2016) with cosines over a temperature for products (Chen et al. 2020), so that widths do not matter."""
-    z = F.normalize(anchor.float(), dim=-1) @ F.normalize(other.float(), dim=-1).mT / temperature  # (groups, N, N)
+def n_pair_loss(anchor, other):
+    """-log( exp(a_i o_i) / sum_j exp(a_i o_j) ), mean over i, of anchors and others (groups, N, C): Sohn's N-pair loss
+    (2016), its products over the root of the width."""
+    with torch.autocast(anchor.device.type, enabled=False):
+        z = anchor.float() @ other.float().mT / anchor.shape[-1] ** 0.5  # (groups, N, N)
     return -z.log_softmax(-1).diagonal(dim1=1, dim2=2).mean()
 
 
@@ -84,26 +85,24 @@ def adversarial_loss_fn(model, batch, cfg, run, teachers, generator):
     with contextlib.nullcontext() if maximise else torch.no_grad():
         z = generator(x, lambda h, head: head(take(h, at)))  # (B, k, V)
         token = F.gumbel_softmax(z.float(), hard=True)       # a sample, one-hot; its gradient is the softmax's
-    dtype = torch.bfloat16 if run.bf16 else torch.float32
-    kl_weight = cfg.seq_len if cfg.kl_reduction == "sequence" else 1
-    loss = partial(distillation_loss, alpha=cfg.alpha, temperature=cfg.temperature, kl_weight=kl_weight)
-    adversarial = partial(loss, alpha=0.0)
+    formula = distillation_formula(cfg)
+    adversarial = partial(formula, alpha=0.0)
 
     if maximise:
         with frozen(model):
             z_s = model(rewritten(getattr(model, "module", model), batch.x, at, token))
-        z_t = sum(t(rewritten(t, batch.x, at, token)).float() for t in teachers) / len(teachers)
+        z_t = ensemble_logits([lambda x, t=t: t(rewritten(t, x, at, token)) for t in teachers], batch.x)
         kl, parts = adversarial(z_s.flatten(0, 1), z_t.flatten(0, 1), batch.y.flatten())
         return -kl, {"adversarial_kl": parts["kl"]}
 
     both = torch.cat([batch.x, x.scatter(1, at, token.argmax(-1))])  # (2 B, T)
     with torch.no_grad():
-        h_t = hidden_states(teachers, both).to(dtype)
-        w_t = head_weights([t.lm_head for t in teachers], dtype)
+        h_t = hidden_states(teachers, both).to(run.dtype)
+        w_t = head_weights([t.lm_head for t in teachers], run.dtype)
 
     def head_loss(h, head):
         (text, other), (text_t, other_t) = h.chunk(2), h_t.chunk(2)
-        a, parts = apply_loss(loss, text, head, batch.y, (text_t, w_t, len(teachers)), cfg.loss_chunk, run.compile)
+        a, parts = apply_loss(formula, text, head, batch.y, (text_t, w_t, len(teachers)), cfg.loss_chunk, run.compile)
         b, adversarial_parts = apply_loss(adversarial, other, head, batch.y, (other_t, w_t, len(teachers)), cfg.loss_chunk, run.compile)
         return (2 * a + b) / 3, {**parts, "adversarial_kl": adversarial_parts["kl"]}
     return model(both, head_loss)
@@ -113,7 +112,7 @@ def rewritten(model, x, at, token):
     """Embeddings (B, T, C) by `model` of x with one-hot `token` (B, k, V) at positions at."""
     weight = model.model.embed_tokens.weight
     table = float_weight(model.model.embed_tokens, torch.float32)
-    h = table[x].scatter(1, at[..., None].expand(-1, -1, table.shape[1]), token @ table)
+    h = table[x].scatter(1, at[..., None].expand(-1, -1, table.shape[1]), (token @ table).to(table.dtype))
     return h.to(weight.dtype) if weight.is_floating_point() else h
 
 

@@ -70,7 +70,7 @@ class StateCache:
             weights_sha256=teacher.weights_sha256,
             data_sha256=disk.data_sha256(run.shards.meta), dtype="bfloat16" if run.bf16 else "float32",
             teacher_dtype=cfg.teacher_dtype[i % len(cfg.teacher_dtype)])
-        if os.path.isdir(self.folder) and os.listdir(self.folder):
+        if os.path.isfile(os.path.join(self.folder, "cache.json")):
             found = disk.read_json(os.path.join(self.folder, "cache.json"))
             for key, value in self.identity.items():
                 if found.get(key) != value:

@@ -98,6 +98,9 @@ def train(cfg, run, loss_fn=next_token_loss, companion=None, provenance={}, firs
     model.companion = companion
     optimizer = make_optimizer(model, cfg)
     steps_per_epoch, total = count_steps(cfg, run)
+    if run.rank == 0:
+        os.makedirs(cfg.out_dir, exist_ok=True)
+        disk.lock(cfg.out_dir)
     step, best = load_run(cfg, run, model, optimizer, provenance) if cfg.resume else (0, math.inf)
     if mean_over_ranks(torch.tensor(float(step)).to(run.device), run) != step:
         sys.exit(f"error: rank {run.rank} finds step {step} in {cfg.out_dir}, others another: all machines need the same folder")
@@ -158,12 +161,13 @@ def train(cfg, run, loss_fn=next_token_loss, companion=None, provenance={}, firs
                 model.train()
                 best = min(best, guard.finite(record["val_ce"], step))
             metrics.log(record, bar)
-            clock, clock_step = time.perf_counter(), step
         stop = asked and (log or run.world == 1) and step < total
         if stop and not log:
             guard.report()
         if evaluation or stop:
             save_run(cfg, run, model, optimizer, step, record["val_ce"] if evaluation else None, best, provenance)
+        if log:
+            clock, clock_step = time.perf_counter(), step
         if stop:
             bar.close()
             sys.exit(f"stopped by a signal at step {step} of {total} and saved; go on with --resume" if run.rank == 0 else 1)
@@ -187,6 +191,11 @@ class Run(NamedTuple):
     shards: disk.Shards  # the training split
     val: np.ndarray      # (this rank's validation chunks, T + 1)
     tokenizer_file: str
+
+    @property
+    def dtype(self):
+        """Of matrix products."""
+        return torch.bfloat16 if self.bf16 else torch.float32
 
     def autocast(self):
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -218,6 +227,9 @@ def start(cfg):
     if shards.meta["vocab_size"] != cfg.vocab_size:
         sys.exit(f"error: vocab_size={cfg.vocab_size}, but {cfg.data_dir} has {shards.meta['vocab_size']}: "
                  f"use --vocab_size={shards.meta['vocab_size']}")
+    if not cfg.causal and shards.meta["pad"] != 0:
+        sys.exit(f"error: causal=False hides tokens behind <pad> as token 0, but {cfg.data_dir} has pad={shards.meta['pad']}; "
+                 "prepare it with a tokenizer of prepare.py's own")
     val = validation_chunks(cfg, disk.Shards(cfg.data_dir, "val"))[rank::world]
     names = os.listdir(cfg.out_dir) if os.path.isdir(cfg.out_dir) else []
     if "config.json" in names:
@@ -496,8 +508,6 @@ class Metrics:
         self.rank = run.rank
         if run.rank > 0:
             return
-        os.makedirs(cfg.out_dir, exist_ok=True)
-        disk.lock(cfg.out_dir)
         if cfg.overwrite:
             disk.delete_run(cfg.out_dir)
         disk.write_json(os.path.join(cfg.out_dir, "train_config.json"), asdict(cfg))
@@ -578,11 +588,17 @@ def load_run(cfg, run, model, optimizer, provenance):
     changed = differences(described["train_config"], json.loads(json.dumps(asdict(cfg))), ("resume", "overwrite"))
     if changed and run.rank == 0:
         print(f"notice: resuming with changed settings: {changed}")
-    changed = differences({k: described[k] for k in provenance}, provenance)
+    changed = differences({k: described.get(k) for k in provenance}, provenance)
     if changed and run.rank == 0:
         print(f"notice: resuming with changed teachers: {changed}")
     tensors, counters = disk.load_state(folder)
-    model.load_state_dict(saved.state_dict() | {name: value for name, value in tensors.items() if name.startswith("companion.")})
+    beside = companion_parameters(model)
+    if {name: p.shape for name, p in beside.items()} != {name: v.shape for name, v in tensors.items() if name.startswith("companion.")}:
+        sys.exit(f"error: {folder} was trained with other contrastive or generator settings; resume with its own, or name another --out_dir")
+    model.load_state_dict(saved.state_dict(), strict=False)  # of the companion nothing
+    with torch.no_grad():
+        for name, p in beside.items():
+            p.copy_(tensors[name])
     if run.rank == 0 and described["val_ce"] is not None and described["val_ce"] <= counters["best_val_ce"]:  # it may have died between the two pointers
         disk.point_to(cfg.out_dir, "best.json", os.path.basename(folder), counters["step"], described["val_ce"])
     for name, p in model.named_parameters():
@@ -594,7 +610,11 @@ def load_run(cfg, run, model, optimizer, provenance):
 def resumable_tensors(model, optimizer):
     """What resuming needs beside the weights: AdamW's moments, and the companion with its own."""
     moments = {f"{key}.{name}": value for name, p in model.named_parameters() for key, value in optimizer.state[p].items()}
-    return moments | {name: value for name, value in model.state_dict().items() if name.startswith("companion.")}
+    return moments | companion_parameters(model)
+
+
+def companion_parameters(model):
+    return {name: p for name, p in model.named_parameters() if name.startswith("companion.")}
 
 
 def differences(old, new, ignore=()):

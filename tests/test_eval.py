@@ -92,6 +92,15 @@ def test_batching_does_not_show(corpus, teachers, tmp_path):
     assert torch.tensor(one).sub(torch.tensor(many)).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("good,bad", [([5], [5, 0]), ([5, 0], [5]), ([5, 0, 7], [5, 0, 0, 7]), ([0], [0, 0])])
+def test_token_0_is_not_taken_for_padding(teachers, good, bad):
+    models, _, _ = eval_blimp.load_ensemble([teachers[1]], torch.device("cpu"))
+    together, = eval_blimp.score_pairs(models, [Pair("t", 0, good, bad, "")], 1, 1000)
+    for ids, ours in zip((good, bad), together):
+        logp = models[0](torch.tensor([[1] + ids[:-1]]))[0].log_softmax(-1)
+        assert ours == pytest.approx(sum(logp[i, t].item() for i, t in enumerate(ids)), abs=1e-5)
+
+
 def test_the_same_sentence_twice_ties_and_counts_as_right(teachers, tmp_path):
     write_pairs(tmp_path / "p", "same", [("a cat sat.", "a cat sat."), ("the dog.", "the dog.")] * 40)
     eval_blimp.main(EvalConfig(ckpt=(teachers[0],), data=(str(tmp_path / "p"),), items=str(tmp_path / "i"), device="cpu", batch_tokens=64))

@@ -76,7 +76,7 @@ def in_child(work, kill_at_event=None, kill_after=None, number=signal.SIGKILL):
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
-        code, events = 0, 0
+        code, events = 99, 0
 
         def hook(event, args):
             nonlocal events
@@ -91,13 +91,14 @@ def in_child(work, kill_at_event=None, kill_after=None, number=signal.SIGKILL):
         try:
             with open(os.devnull, "w") as null, contextlib.redirect_stdout(null):
                 work()
+            code = 0
         except SystemExit as e:
-            print(e.code, file=sys.stderr)
             code = e.code if isinstance(e.code, int) else 1
+            print(e.code, file=sys.stderr)
         except BaseException as e:
             print(f"Traceback: {type(e).__name__}: {e}", file=sys.stderr)
-            code = 99
-        os._exit(code)
+        finally:
+            os._exit(code)  # come what may: there is a second pytest in here
     os.close(write)
     if kill_after is not None:
         os.read(read, 1)
@@ -194,6 +195,7 @@ def test_torchrun_restarts_go_on(data, teachers, tmp_path):
                                *more, *(f"--{k}={v}" for k, v in change.items()), f"--out_dir={tmp_path / out}", "--resume"], capture_output=True, text=True,
                               env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"})
         assert done.returncode == 0, done.stderr
+    assert "exitcode: 3" in done.stderr  # it did die
     assert_same_run(tmp_path / "whole", tmp_path / "cut")
 
 
@@ -205,24 +207,27 @@ FAILING = {"fsync": (os, "fsync"), "rename": (os, "rename"), "replace": (os, "re
 
 @pytest.mark.parametrize("what", FAILING)
 @pytest.mark.parametrize("call", thorough([2, 0, 1, 3, 5, 8, 13], sample=1))
-def test_every_step_of_a_save_may_fail_once(data, teachers, tmp_path, whole, monkeypatch, what, call):
-    name = PLAIN[0]
-    expected, calls = whole(name), []
+def test_every_step_of_a_save_may_fail_once(data, teachers, tmp_path, monkeypatch, what, call):
+    """One call of one function raises; `call` counts round and round through those a whole run makes."""
+    name, calls, failing_call = PLAIN[0], [], None
     module, function = FAILING[what]
-    real = getattr(module, function)
+    real, measured = getattr(module, function), train.evaluate
 
-    def failing(*args, **kwargs):
-        if disk.RUN_FILES.search(str(args[0])) or what in ("fsync", "json"):
+    def counting(*args, **kwargs):
+        if what in ("fsync", "json") or any(disk.RUN_FILES.search(str(a)) for a in args):
             calls.append(args)
-            if len(calls) - 1 == call:
+            if len(calls) - 1 == failing_call:
                 raise OSError(errno.ENOSPC, "No space left on device", str(args[0]))
         return real(*args, **kwargs)
+    monkeypatch.setattr(train, "evaluate", lambda *a: -measured(*a))  # the first checkpoint stays the best: files are removed from it
     with monkeypatch.context() as m:
-        m.setattr(module, function, failing)
-        with contextlib.suppress(OSError):  # config.run makes one line of it
+        m.setattr(module, function, counting)
+        run(name, data, teachers, tmp_path / "whole")
+        failing_call, calls[:] = call % len(calls), []
+        with pytest.raises(OSError, match="No space left"):  # config.run makes one line of it
             run(name, data, teachers, tmp_path / "r")
     run(name, data, teachers, tmp_path / "r")
-    assert_same_run(expected, tmp_path / "r")
+    assert_same_run(tmp_path / "whole", tmp_path / "r")
 
 
 @pytest.mark.parametrize("limit", thorough([60_000, 0, 100, 1_000, 20_000, 133_000, 140_000, 250_000, 300_000], sample=2))
@@ -336,13 +341,13 @@ def test_a_validation_loss_that_is_not_finite_becomes_no_checkpoint(data, tmp_pa
     assert not os.path.exists(tmp_path / "r" / "last.json")
 
 
-def test_one_process_to_a_run_folder(data, tmp_path):
+def test_one_process_to_a_run_folder(data, tmp_path, capfd):
     run_train(data, tmp_path / "r", max_iters=3)
 
     def second():
         disk._locks.clear()  # as another process would, whose parent did not hold it
         run_train(data, tmp_path / "r", max_iters=6, resume=True)
-    assert in_child(second) == 1
+    assert in_child(second) == 1 and "another process is writing into" in capfd.readouterr().err
 
 
 def test_a_pickle_is_never_opened(tmp_path, data):
