@@ -8,10 +8,10 @@ demo: .venv/runs        # the whole pipeline on text it makes itself, a few minu
 	$(PY) demo.py
 
 test: .venv/tests       # no network, no GPU, a few minutes on two CPU cores
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -m "not thorough" tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses=4 -m "not thorough" tests
 
 test-all: .venv/tests   # the whole of what `make test` samples: kills, failing saves, fuzzed settings
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses=4 tests
 
 .venv/runs: requirements.txt
 	$(PYTHON) -m venv .venv

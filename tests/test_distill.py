@@ -207,7 +207,7 @@ def test_overwrite_spares_teachers_and_what_is_not_ours(data, teachers, tmp_path
         run_train(data, disk.find_checkpoint(str(out)))
 
 
-@pytest.mark.parametrize("change,message", [(dict(alpha=2.0), "alpha=2.0 must lie"), (dict(temperature=0.0), "temperature=0.0 must lie")])
+@pytest.mark.parametrize("change,message", [(dict(alpha=2.0), "alpha=2.0 must be"), (dict(temperature=0.0), "temperature=0.0 must be")])
 def test_weights_that_mean_nothing(data, teachers, tmp_path, change, message):
     with pytest.raises(SystemExit, match=message):
         distill.main(config(data, tmp_path / "s", teachers=tuple(teachers[:1]), **change))

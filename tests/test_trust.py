@@ -152,7 +152,7 @@ def test_compiled_runs_killed_and_resumed(data, teachers, tmp_path, whole, name)
         assert_same_run(whole(name), tmp_path / f"r{at}")
 
 
-@pytest.mark.parametrize("number,wait", [(signal.SIGKILL, 4), (signal.SIGTERM, 2), pytest.param(signal.SIGKILL, 7, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("number,wait", [(signal.SIGTERM, 2), *(pytest.param(signal.SIGKILL, wait, marks=pytest.mark.thorough) for wait in (3, 4, 7))])
 def test_two_ranks_killed_and_resumed(data, teachers, tmp_path, number, wait):
     """torchrun, `wait` lines into the log; SIGTERM saves on all ranks at one step."""
     change = {**STEPS, "teachers": teachers[:2], "dropout": 0.1, "micro_batch_size": 2, "dtype": "bfloat16"}
