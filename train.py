@@ -17,6 +17,7 @@ import re
 import signal
 import sys
 import time
+import warnings
 from dataclasses import asdict, dataclass, fields
 from typing import Literal, NamedTuple
 
@@ -90,8 +91,8 @@ def train(cfg, run, loss_fn=next_token_loss, companion=None, provenance={}, firs
     """Train a model from `cfg` on `run` (see `start`) until its steps are done.
 
     loss_fn(model, batch, cfg, run) -> (loss, {name: detached scalar}): a mean over the batch's
-    sequences; `model` may be DDP's wrapper. companion is a module to train beside it. provenance goes into every checkpoint's config.json, first_record
-    into step 0 of metrics.jsonl.
+    sequences; `model` may be DDP's wrapper. companion is a module to train beside it (objectives.py).
+    provenance goes into every checkpoint's config.json, first_record into step 0 of metrics.jsonl.
     """
     torch.manual_seed(cfg.seed)
     model = LanguageModel(model_config(cfg)).to(run.device)
@@ -112,9 +113,11 @@ def train(cfg, run, loss_fn=next_token_loss, companion=None, provenance={}, firs
     announce(cfg, run, model, steps_per_epoch, total)
     if run.compile:
         model.compile_blocks()
-    ddp = model if run.world == 1 else DistributedDataParallel(
-        model, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=companion is not None,
-        device_ids=[run.device] if run.device.type == "cuda" else None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has a new name for broadcast_buffers, 2.11 only this one
+        ddp = model if run.world == 1 else DistributedDataParallel(
+            model, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=companion is not None,
+            device_ids=[run.device] if run.device.type == "cuda" else None)
     micro_steps = cfg.batch_size // (run.micro_batch * run.world)
     order = ChunkOrder(cfg, run)
     guard = Guard(cfg, run, optimizer)

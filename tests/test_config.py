@@ -1,5 +1,6 @@
 """Settings: typos and wrong types cannot pass; every config in config/ is a model and a recipe."""
 import glob
+import json
 import os
 import re
 import subprocess
@@ -10,6 +11,8 @@ import torch
 from conftest import ROOT
 
 import config
+import distill
+import train
 from bench import BenchConfig
 from chain import ChainConfig
 from config import configure
@@ -130,3 +133,26 @@ def test_scripts_answer_help_and_refuse_typos(script):
     assert good.returncode == 0 and "Settings and defaults" in good.stdout
     bad = subprocess.run([sys.executable, f"{ROOT}/{script}.py", "--typo=1"], capture_output=True, text=True)
     assert bad.returncode == 1 and bad.stderr.count("\n") == 1 and "no setting 'typo'" in bad.stderr and not bad.stdout
+
+
+RECIPES = [p for p in sorted(glob.glob(f"{ROOT}/config/*.py")) if "arch = " in open(p).read()]
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=os.path.basename)
+def test_every_recipe_runs_in_small(data, teachers, tmp_path, path):
+    """Each model and recipe of config/ as its command runs it, at two narrow layers."""
+    text = open(path).read()
+    cls, main = (DistillConfig, distill.main) if "alpha = " in text else (TrainConfig, train.main)
+    kv = 5 if "n_kv_head" in text else 0  # BabyLlama-2's 15 heads share 5
+    small = dict(data_dir=data, out_dir=tmp_path / "r", vocab_size=500, n_layer=2, n_embd=60 if kv else 32, n_head=15 if kv else 2, n_kv_head=kv,
+                 intermediate_size=48, block_size=64, seq_len=32, epochs=1, max_iters=3, eval_chunks=8, batch_size=32, micro_batch_size=0, compile="off", device="cpu")
+    if cls is DistillConfig:
+        small["teachers"] = ",".join(teachers[:2])
+    if "generator = " in text:
+        train.main(configure(TrainConfig, [f"{ROOT}/config/electra_56m.py", *(f"--{k}={v}" for k, v in {**small, "out_dir": tmp_path / "g"}.items() if k != "teachers")]))
+        small |= dict(generator=tmp_path / "g", generator_steps=1)
+    main(configure(cls, [path, *(f"--{k}={v}" for k, v in small.items())]))
+    log = [json.loads(line) for line in open(tmp_path / "r" / "metrics.jsonl")]
+    assert log[-1]["step"] == 3 and log[-1]["val_ce"] < 6.3
+    parts = {"ce"} | ({"kl"} if cls is DistillConfig else set()) | ({"n_pair"} if "contrastive = " in text else set()) | ({"adversarial_kl"} if "generator = " in text else set())
+    assert parts <= log[-1].keys()
