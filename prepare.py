@@ -370,7 +370,7 @@ def write_shards(cfg, folder, blocks, run, tokenizer):
     return dict(
         format_version=disk.FORMAT_VERSION, vocab_size=tokenizer.vocab_size, tokenizer=os.path.basename(tokenizer.file),
         tokenizer_sha256=disk.sha256(tokenizer.file), pad=tokenizer.pad, bos=tokenizer.bos, eos=tokenizer.eos,
-        options={k: v for k, v in asdict(cfg).items() if k not in ("data_dir", "input_dir", "workers", "overwrite")},
+        options={k: v for k, v in asdict(cfg).items() if k not in ("data_dir", "input_dir", "workers", "overwrite", "verify")},
         cleaners={b.source: CLEANERS.get(b.source, unchanged).__name__ for b in blocks},
         git_revision=disk.git_revision(), words=words, shards=shards)
 
