@@ -179,10 +179,10 @@ def write_teacher(run_folder, cfg, data):
     """A checkpoint of an untrained teacher."""
     torch.manual_seed(0)
     meta = disk.read_meta(data)
-    name = disk.save_checkpoint(run_folder, 0, LanguageModel(cfg), dict(
+    disk.save_checkpoint(run_folder, "ckpt_0", LanguageModel(cfg), dict(
         model=asdict(cfg), tokenizer=meta["tokenizer"], tokenizer_sha256=meta["tokenizer_sha256"], bos="none"),
         os.path.join(data, meta["tokenizer"]), ({}, {}))
-    disk.point_to(run_folder, "last.json", name, 0, 0.0)
+    disk.point_to(run_folder, "last.json", "ckpt_0", 0, 0.0)
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ import sys
 import typing
 
 
-def run(main, cls):
-    """Call main with the settings of `cls`. What the machine or the user cuts short ends in one line."""
+def run(main, cls=None):
+    """Call main with the settings of `cls`, or else with the arguments. What the machine or the user cuts short ends in one line."""
     try:
-        main(configure(cls))
+        main(configure(cls) if cls else sys.argv[1:])
     except KeyboardInterrupt:
         sys.exit("interrupted; train.py and distill.py go on from the last checkpoint with --resume")
     except BrokenPipeError:

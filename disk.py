@@ -17,8 +17,10 @@ import re
 import shutil
 import subprocess
 import sys
+import unicodedata
 
 import numpy as np
+import regex  # tiktoken's own
 import sentencepiece
 import tiktoken
 
@@ -30,6 +32,8 @@ DTYPE = np.dtype("<u2")  # a token on disk: vocabularies end at 65,536
 
 class SentencePieceTokenizer:
     """A sentencepiece `.model` file. Text such as '<s>' never becomes a special token."""
+
+    dropped = 0  # what has no piece becomes bytes
 
     def __init__(self, path):
         self.file = path
@@ -58,27 +62,40 @@ class SentencePieceTokenizer:
 
 
 class TiktokenTokenizer:
-    """A byte-level BPE kept in one JSON file: name, pattern, special tokens, ranks (base64)."""
+    """A byte-level BPE kept in one JSON file: name, pattern, special tokens, ranks (base64); of an imported one (hf.py) also whether
+    text is normalised (nfkc), which specials are bos, eos and pad, and the model's vocab_size. Bytes that have no token are
+    dropped, as the tokenizers library does; `dropped` counts them."""
 
     def __init__(self, path):
         self.file = path
         try:
             with open(path, encoding="utf-8") as f:
                 spec = json.load(f)
-            ranks = {base64.b64decode(token): rank for token, rank in spec["ranks"].items()}
-            self.bpe = tiktoken.Encoding(spec["name"], pat_str=spec["pattern"], mergeable_ranks=ranks,
-                                         special_tokens=spec["specials"])
+            self.ranks = {base64.b64decode(token): rank for token, rank in spec["ranks"].items()}
+            self.pattern, self.specials = spec["pattern"], spec["specials"]
+            self.bpe = tiktoken.Encoding(spec["name"], pat_str=self.pattern, mergeable_ranks=self.ranks, special_tokens=self.specials)
         except Exception as e:
             sys.exit(f"error: {path} is not a tokenizer file of ours, or is damaged ({type(e).__name__}: {e})")
-        if not all(bytes([i]) in ranks for i in range(256)):  # tiktoken would panic on text with a missing one
-            sys.exit(f"error: {path} lacks some of the 256 single bytes")
-        self.vocab_size = self.bpe.n_vocab
-        special = spec["specials"]
-        self.bos, self.eos, self.pad = (next((special[n] for n in names if n in special), None) for names in
-                                        (("<s>", "<|endoftext|>"), ("</s>", "<|endoftext|>"), ("<pad>",)))
+        self.missing = bytes(i for i in range(256) if bytes([i]) not in self.ranks)
+        self.dropped = 0
+        self.nfkc = spec.get("nfkc", False)
+        self.vocab_size = spec.get("vocab_size", self.bpe.n_vocab)
+        self.bos, self.eos, self.pad = (next((self.specials[n] for n in names if n in self.specials), None) for names in (
+            (spec.get("bos"), "<s>", "<|endoftext|>"), (spec.get("eos"), "</s>", "<|endoftext|>"), (spec.get("pad"), "<pad>")))
 
     def encode(self, text):
-        return self.bpe.encode_ordinary(text)
+        if self.nfkc:
+            text = unicodedata.normalize("NFKC", text)
+        data = text.encode()
+        if len(data.translate(None, self.missing)) == len(data):
+            return self.bpe.encode_ordinary(text)
+        ids = []
+        for piece in regex.findall(self.pattern, text):  # tiktoken panics on a byte it does not know
+            data = piece.encode()
+            kept = data.translate(None, self.missing)
+            self.dropped += len(data) - len(kept)
+            ids += self.bpe._encode_single_piece(kept) if kept else []
+        return ids
 
     def decode(self, ids):
         return self.bpe.decode([int(i) for i in ids])
@@ -173,8 +190,8 @@ def open_shard(data_dir, entry):
 
 # --- checkpoints ----------------------------------------------------------------------------------
 
-def save_checkpoint(out_dir, step, model, config, tokenizer_file, state):
-    """Write out_dir/ckpt_<step>/ whole or not at all, and return its name.
+def save_checkpoint(out_dir, name, model, config, tokenizer_file, state=None):
+    """Write out_dir/<name>/ whole or not at all.
 
     config: what config.json holds beside the format version. state: (tensors, counters), what only
     resuming needs, both dicts. Tied tensors are stored once. Nothing points to the folder
@@ -182,7 +199,6 @@ def save_checkpoint(out_dir, step, model, config, tokenizer_file, state):
     """
     from safetensors.torch import save_file
 
-    name = f"ckpt_{step}"
     folder, tmp = os.path.join(out_dir, name), os.path.join(out_dir, name + ".tmp")
     for stale in (tmp, folder):  # of a run that was killed here before
         shutil.rmtree(stale, ignore_errors=True)
@@ -193,16 +209,16 @@ def save_checkpoint(out_dir, step, model, config, tokenizer_file, state):
     save_file(weights, os.path.join(tmp, "model.safetensors"))
     write_json(os.path.join(tmp, "config.json"), dict(format_version=FORMAT_VERSION, **config))
     shutil.copy(tokenizer_file, tmp)
-    tensors = {k: v.detach().cpu().contiguous() for k, v in state[0].items()}
-    save_file(tensors, os.path.join(tmp, "state.safetensors"))
-    write_json(os.path.join(tmp, "state.json"), state[1])
+    if state:
+        tensors = {k: v.detach().cpu().contiguous() for k, v in state[0].items()}
+        save_file(tensors, os.path.join(tmp, "state.safetensors"))
+        write_json(os.path.join(tmp, "state.json"), state[1])
     write_json(os.path.join(tmp, "sha256.json"), {f: sha256(os.path.join(tmp, f)) for f in sorted(os.listdir(tmp))})
     for f in os.listdir(tmp):
         flush_to_disk(os.path.join(tmp, f))
     flush_to_disk(tmp)
     os.rename(tmp, folder)
     flush_to_disk(out_dir)
-    return name
 
 
 def point_to(out_dir, pointer, name, step, val_ce):

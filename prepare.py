@@ -342,10 +342,11 @@ def write_shards(cfg, folder, blocks, run, tokenizer):
     """Encode all blocks into shards, in order, and return what meta.json says."""
     if cfg.bos != "none" and tokenizer.bos is None:
         sys.exit(f"error: --bos={cfg.bos} needs a tokenizer with a beginning-of-text token")
-    shards, words = [], {}
+    shards, words, dropped = [], {}, 0
     encode = partial(encode_block, tokenizer_file=tokenizer.file, bos=cfg.bos)
     file = None
-    for block, (tokens, n_words) in zip(blocks, run(encode, blocks, "encoding")):
+    for block, (tokens, n_words, n_dropped) in zip(blocks, run(encode, blocks, "encoding")):
+        dropped += n_dropped
         by_source = words.setdefault(block.split, {})
         by_source[block.source] = by_source.get(block.source, 0) + n_words
         while tokens:
@@ -367,6 +368,8 @@ def write_shards(cfg, folder, blocks, run, tokenizer):
     for s in shards:
         disk.flush_to_disk(os.path.join(folder, s["file"]))
         s["bytes"], s["sha256"] = s["tokens"] * disk.DTYPE.itemsize, s["sha256"].hexdigest()
+    if dropped:
+        print(f"notice: {dropped:,} bytes have no token and were dropped: the tokenizer was trained without them")
     return dict(
         format_version=disk.FORMAT_VERSION, vocab_size=tokenizer.vocab_size, tokenizer=os.path.basename(tokenizer.file),
         tokenizer_sha256=disk.sha256(tokenizer.file), pad=tokenizer.pad, bos=tokenizer.bos, eos=tokenizer.eos,
@@ -376,8 +379,9 @@ def write_shards(cfg, folder, blocks, run, tokenizer):
 
 
 def encode_block(block, tokenizer_file, bos):
-    """The block's tokens as little-endian uint16 bytes, and its number of words after cleaning."""
-    encode, bos_token = encoder(tokenizer_file)
+    """The block's tokens as little-endian uint16 bytes, its number of words after cleaning, and of bytes dropped."""
+    tokenizer, encode, bos_token = encoder(tokenizer_file)
+    before = tokenizer.dropped
     text, at_start = read_block(block)
     if bos == "document":
         parts = [(new, clean(block, part)) for new, part in split_documents(text, block.headings, at_start)]
@@ -386,20 +390,20 @@ def encode_block(block, tokenizer_file, bos):
     else:
         parts = [(False, clean(block, text))]
     out = [token for new, part in parts for token in ([bos_token, encode(part)] if new else [encode(part)])]
-    return b"".join(out), sum(len(part.split()) for _, part in parts)
+    return b"".join(out), sum(len(part.split()) for _, part in parts), tokenizer.dropped - before
 
 
 _encoders = {}  # of this process: it keeps the words it has met
 
 
 def encoder(tokenizer_file):
-    """(text -> bytes, the BOS token as bytes) of a tokenizer file."""
+    """(tokenizer, text -> bytes, the BOS token as bytes) of a tokenizer file."""
     if tokenizer_file not in _encoders:
         tokenizer = disk.load_tokenizer(tokenizer_file)
         words = WordTokens(tokenizer)
         by_word = lambda text: b"".join(map(words.__getitem__, WORDS.findall(text)))
         encode = by_word if tokenizer.splits_at_blanks() else words.tokens
-        _encoders[tokenizer_file] = encode, b"" if tokenizer.bos is None else disk.DTYPE.type(tokenizer.bos).tobytes()
+        _encoders[tokenizer_file] = tokenizer, encode, b"" if tokenizer.bos is None else disk.DTYPE.type(tokenizer.bos).tobytes()
     return _encoders[tokenizer_file]
 
 

@@ -565,8 +565,9 @@ def save_run(cfg, run, model, optimizer, step, val_ce, best, provenance):
                       tokenizer=os.path.basename(run.tokenizer_file), tokenizer_sha256=run.shards.meta["tokenizer_sha256"],
                       bos=run.shards.meta["options"]["bos"], data_sha256=disk.data_sha256(run.shards.meta),
                       git_revision=disk.git_revision(), torch=torch.__version__, train_config=asdict(cfg), **provenance)
-        name = disk.save_checkpoint(cfg.out_dir, step, model, described, run.tokenizer_file,
-                                    state=(resumable_tensors(model, optimizer), dict(step=step, best_val_ce=best)))
+        name = f"ckpt_{step}"
+        disk.save_checkpoint(cfg.out_dir, name, model, described, run.tokenizer_file,
+                             state=(resumable_tensors(model, optimizer), dict(step=step, best_val_ce=best)))
         disk.point_to(cfg.out_dir, "last.json", name, step, val_ce)
         if val_ce is not None and val_ce <= best:
             disk.point_to(cfg.out_dir, "best.json", name, step, val_ce)

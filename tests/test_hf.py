@@ -1,0 +1,250 @@
+"""Export and import against transformers and tokenizers, and the official pipeline's scoring on what they load."""
+import json
+import os
+import random
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from conftest import GPT2, TINY, run_train
+from test_eval import items, write_pairs
+from tokenizers import ByteLevelBPETokenizer, Tokenizer, normalizers
+from tokenizers.trainers import BpeTrainer
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+
+import disk
+import distill
+import eval_blimp
+import hf
+import prepare
+
+HARD = ["<s> is text</s>", " leading", "  two   blanks ", "lines\n\nand\ttabs\r\n", "ﬁ ① Å ½", "a\u2581b", "", "\u00a0x", "\u3000", "漢字 🙂 e\u0301",
+        "\u200b\u2060", "What did you get?\nI got a chair.", "don't CAN'T 1234 5", "\u05d0\u05d1", "...!?", "<unk>", "<|endoftext|>", "A" * 300]
+
+
+def lines(corpus, n=10_000):
+    """Hard cases, the corpus's lines, and strings put together at random."""
+    rng = random.Random(5)
+    text = [line for name in sorted(os.listdir(f"{corpus}/text/train_10M")) for line in open(f"{corpus}/text/train_10M/{name}", encoding="utf-8")]
+    letters = [*map(chr, range(32, 127)), *"\n\t  éßŒ№ﬃ漢🙂▁\u00a0"]
+    return HARD + text + ["".join(rng.choices(letters, k=rng.randrange(40))) for _ in range(n - len(HARD) - len(text))]
+
+
+@pytest.fixture(scope="module")
+def byte_data(corpus, tmp_path_factory):
+    """The corpus with a byte-level BPE that `tokenizers` trained and hf.py imported, made as Baby Llama's was."""
+    folder = tmp_path_factory.mktemp("bytes")
+    save_bytelevel(corpus, folder / "hf", alphabet=True)
+    random_llama().save_pretrained(folder / "hf")
+    hf.main(["import", str(folder / "hf"), str(folder / "run")])
+    prepare.main(prepare.PrepareConfig(input_dir=f"{corpus}/text", data_dir=str(folder / "data"), bos="line",
+                                       tokenizer=str(folder / "run/ckpt_0/tokenizer.json")))
+    return str(folder / "data")
+
+
+def save_bytelevel(corpus, folder, alphabet):
+    os.makedirs(folder, exist_ok=True)
+    bpe = ByteLevelBPETokenizer(add_prefix_space=False)
+    bpe._tokenizer.normalizer = normalizers.NFKC()
+    files = [f"{corpus}/text/train_10M/{name}" for name in os.listdir(f"{corpus}/text/train_10M")]
+    if alphabet:
+        bpe.train(files, vocab_size=500, min_frequency=2, special_tokens=["<pad>", "<s>", "</s>"], show_progress=False)
+    else:
+        bpe._tokenizer.train(files, BpeTrainer(vocab_size=500, min_frequency=2, special_tokens=["<pad>", "<s>", "</s>"], show_progress=False))
+    bpe.save(str(folder / "tokenizer.json"))
+    with open(folder / "tokenizer_config.json", "w") as f:
+        json.dump(dict(tokenizer_class="PreTrainedTokenizerFast", bos_token="<s>", eos_token="</s>", pad_token=dict(content="<pad>")), f)
+
+
+def random_llama(**change):
+    torch.manual_seed(1)
+    return LlamaForCausalLM(LlamaConfig(**{**dict(vocab_size=500, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+                                                  num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-6, head_dim=8), **change}))
+
+
+def random_gpt2(**change):
+    torch.manual_seed(1)
+    model = GPT2LMHeadModel(GPT2Config(**{**dict(vocab_size=500, n_embd=32, n_layer=2, n_head=2, n_positions=64), **change}))
+    for p in model.parameters():
+        p.data.normal_(std=0.1)
+    return model.eval()
+
+
+@pytest.fixture(scope="module", params=[("sentencepiece", {}), ("sentencepiece", GPT2), ("bytes", dict(n_head=4, n_kv_head=2)), ("bytes", GPT2)],
+                ids=["sentencepiece-llama", "sentencepiece-gpt2", "bytes-gqa", "bytes-gpt2"])
+def exported(request, data, byte_data, tmp_path_factory):
+    """A trained run and its export."""
+    kind, change = request.param
+    out = tmp_path_factory.mktemp("exported")
+    run_train(data if kind == "sentencepiece" else byte_data, str(out / "run"), **change)
+    hf.main(["export", str(out / "run"), str(out / "hf")])
+    return str(out / "run"), str(out / "hf")
+
+
+def test_transformers_computes_the_same_logits(exported):
+    run, folder = exported
+    ours, _, _ = disk.load_checkpoint(run)
+    theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
+    x = torch.randint(0, 500, (4, 64))
+    with torch.no_grad():
+        assert (ours(x) - theirs(x).logits).abs().max() < 1e-5
+    assert sum(p.numel() for p in theirs.parameters()) == ours.n_params()
+
+
+def test_transformers_gives_the_same_tokens(exported, corpus):
+    run, folder = exported
+    _, ours, _ = disk.load_checkpoint(run)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    for line in lines(corpus):
+        ids = ours.encode(line)
+        assert theirs.encode(line, add_special_tokens=False) == ids, line
+        assert theirs.decode(ids) == ours.decode(ids), line
+    assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (ours.bos, ours.eos, ours.pad)
+
+
+def test_official_scores_are_ours(exported, corpus, tmp_path):
+    """The 2024 pipeline's rules (evaluation by lm-evaluation-harness, batches of one) on what transformers loads."""
+    run, folder = exported
+    rows = [json.loads(line) for name in sorted(os.listdir(f"{corpus}/pairs"))[:4] for line in islice(open(f"{corpus}/pairs/{name}"), 10)]
+    rows = [(r["sentence_good"], r["sentence_bad"]) for r in rows] + [
+        ("What did you get?\nI got a chair.", "What did you get?\nI got a teacher."), ("same", "same"), ("<s> x", "</s> x")]
+    write_pairs(tmp_path / "pairs", "task", rows)
+    eval_blimp.main(eval_blimp.EvalConfig(ckpt=(run,), data=(str(tmp_path / "pairs"),), items=str(tmp_path / "items"), device="cpu"))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+
+    def log_likelihood(sentence):
+        x = torch.tensor([[tokenizer.bos_token_id] + tokenizer.encode(" " + sentence, add_special_tokens=False)])
+        with torch.no_grad():
+            logp = model(x[:, :-1]).logits.log_softmax(-1)
+        return logp.gather(-1, x[:, 1:, None]).sum().item()
+
+    for row, got in zip(rows, items(tmp_path / "items"), strict=True):
+        good, bad = map(log_likelihood, row)
+        assert (got["logp_good"], got["logp_bad"]) == (pytest.approx(good, abs=1e-4), pytest.approx(bad, abs=1e-4))
+        assert (got["logp_good"] >= got["logp_bad"]) == (good >= bad) or abs(good - bad) < 1e-4
+
+
+def test_export_and_import_change_nothing(exported, tmp_path):
+    run, folder = exported
+    hf.main(["import", folder, str(tmp_path / "back")])
+    (ours, tokenizer, _), (back, same, described) = disk.load_checkpoint(run), disk.load_checkpoint(str(tmp_path / "back"))
+    assert ours.state_dict().keys() == back.state_dict().keys()
+    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), back.state_dict().values()))
+    assert described["parameters"] == ours.n_params() and {**vars(back.cfg), "dropout": 0, "n_kv_head": 0} == {**vars(ours.cfg), "dropout": 0, "n_kv_head": 0}
+    assert tokenizer.encode("the dog <s> ①") == same.encode("the dog <s> ①") and tokenizer.vocab_size == same.vocab_size
+
+
+@pytest.mark.parametrize("make", [random_llama, random_gpt2, lambda: random_llama(tie_word_embeddings=True), lambda: random_gpt2(tie_word_embeddings=False),
+                                  lambda: random_llama(rope_theta=500.0)])
+@pytest.mark.parametrize("shard", ["5GB", "20KB"])
+def test_import_computes_the_same_logits(make, shard, corpus, tmp_path):
+    theirs = make().eval()
+    theirs.save_pretrained(tmp_path / "hf", max_shard_size=shard)
+    save_bytelevel(corpus, tmp_path / "hf", alphabet=True)
+    assert (shard == "20KB") == os.path.isfile(tmp_path / "hf/model.safetensors.index.json")
+    hf.main(["import", str(tmp_path / "hf"), str(tmp_path / "run")])
+    ours, _, described = disk.load_checkpoint(str(tmp_path / "run"))
+    x = torch.randint(0, 500, (4, 64))
+    with torch.no_grad():
+        assert (ours(x) - theirs(x).logits).abs().max() < 1e-5
+    assert described["parameters"] == sum(p.numel() for p in theirs.parameters())
+
+
+def test_an_imported_model_teaches(byte_data, tmp_path):
+    run = os.path.join(os.path.dirname(byte_data), "run")
+    distill.main(distill.DistillConfig(**{**TINY, "max_iters": 3}, data_dir=byte_data, out_dir=str(tmp_path / "s"), teachers=(run,)))
+    assert disk.read_checkpoint_config(disk.find_checkpoint(str(tmp_path / "s")))["teachers"] == [run]
+
+
+@pytest.mark.parametrize("alphabet", [True, False])
+def test_bytelevel_tokens_equal_the_tokenizers_librarys(alphabet, corpus, tmp_path, capsys):
+    save_bytelevel(corpus, tmp_path, alphabet)
+    theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    theirs.encode_special_tokens = True  # '<s>' in text stays text, as with ours
+    (tmp_path / "out").mkdir()
+    ours = disk.load_tokenizer(hf.import_tokenizer(str(tmp_path), str(tmp_path / "out"), 500))
+    for line in lines(corpus):
+        assert ours.encode(line) == theirs.encode(line).ids, line
+    missing = [b for b in range(256) if hf.BYTE_CHAR[b] not in theirs.get_vocab()]
+    assert bool(missing) != alphabet
+    assert ("bytes have no token" in capsys.readouterr().out) == bool(missing)
+    ours.dropped = 0
+    ours.encode("\u00ff" * 3)  # U+00FF is two bytes in UTF-8
+    assert ours.dropped == 3 * sum(b in missing for b in "\u00ff".encode())
+
+
+def test_dropped_bytes_are_counted_by_prepare(corpus, tmp_path, capsys):
+    save_bytelevel(corpus, tmp_path / "hf", alphabet=False)
+    (tmp_path / "t").mkdir()
+    file = hf.import_tokenizer(str(tmp_path / "hf"), str(tmp_path / "t"), 500)
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/a.txt").write_text("the dog\n漢字\n" * 50, encoding="utf-8")
+    prepare.main(prepare.PrepareConfig(input_dir=str(tmp_path / "text"), data_dir=str(tmp_path / "d"), tokenizer=file, val_fraction=0.5))
+    kept = disk.load_tokenizer(file)
+    kept.encode("漢字")
+    assert kept.dropped > 0 and f"{50 * kept.dropped:,} bytes have no token and were dropped" in capsys.readouterr().out
+
+
+def edit(path, **change):
+    value = json.load(open(path))
+    json.dump({**value, **change}, open(path, "w"))
+
+
+@pytest.mark.parametrize("make,file,change,message", [
+    (random_llama, "config.json", dict(model_type="opt"), "type 'opt'"),
+    (random_llama, "config.json", dict(attention_bias=True), "attention_bias=True"),
+    (random_llama, "config.json", dict(sliding_window=32), "sliding_window=32"),
+    (random_llama, "config.json", dict(hidden_act="gelu"), "hidden_act=gelu"),
+    (random_llama, "config.json", dict(head_dim=4), "head_dim=4"),
+    (random_llama, "config.json", dict(rope_scaling=dict(type="linear", factor=2.0)), "RoPE"),
+    (random_llama, "config.json", dict(rope_parameters=dict(rope_type="yarn", rope_theta=1e4)), "RoPE"),
+    (random_llama, "config.json", dict(intermediate_size=40), "up_proj.weight|gate_proj.weight"),
+    (random_llama, "config.json", dict(num_hidden_layers=1), "model.layers.1"),
+    (random_gpt2, "config.json", dict(activation_function="relu"), "activation_function=relu"),
+    (random_gpt2, "config.json", dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx"),
+    (random_gpt2, "tokenizer.json", dict(pre_tokenizer=dict(type="Whitespace")), "pre_tokenizer"),
+    (random_gpt2, "tokenizer.json", dict(normalizer=dict(type="Lowercase")), "normalizer"),
+    (random_gpt2, "tokenizer.json", dict(pre_tokenizer=dict(type="ByteLevel", add_prefix_space=True, use_regex=True)), "add_prefix_space"),
+])
+def test_what_cannot_be_represented_is_refused_by_name(make, file, change, message, corpus, tmp_path):
+    make().save_pretrained(tmp_path / "hf")
+    save_bytelevel(corpus, tmp_path / "hf", alphabet=True)
+    edit(tmp_path / "hf" / file, **change)
+    with pytest.raises(SystemExit, match=message):
+        hf.main(["import", str(tmp_path / "hf"), str(tmp_path / "run")])
+    assert not os.path.exists(tmp_path / "run/best.json")
+
+
+def test_biases_pickles_and_masked_models_are_refused(corpus, data, tmp_path):
+    random_llama(attention_bias=True).save_pretrained(tmp_path / "biased")
+    edit(tmp_path / "biased/config.json", attention_bias=False)  # it lies
+    with pytest.raises(SystemExit, match="bias"):
+        hf.main(["import", str(tmp_path / "biased"), str(tmp_path / "run")])
+    random_llama().save_pretrained(tmp_path / "pickled")
+    os.rename(tmp_path / "pickled/model.safetensors", tmp_path / "pickled/pytorch_model.bin")
+    with pytest.raises(SystemExit, match="pickle is never opened"):
+        hf.main(["import", str(tmp_path / "pickled"), str(tmp_path / "run")])
+    run_train(data, str(tmp_path / "masked"), causal=False)
+    with pytest.raises(SystemExit, match="causal=False"):
+        hf.main(["export", str(tmp_path / "masked"), str(tmp_path / "out")])
+    run_train(data, str(tmp_path / "gqa"), **{**GPT2, "n_kv_head": 1})
+    with pytest.raises(SystemExit, match="n_kv_head=1"):
+        hf.main(["export", str(tmp_path / "gqa"), str(tmp_path / "out")])
+    assert not os.path.exists(tmp_path / "out")
+
+
+@pytest.mark.parametrize("argv", [[], ["export"], ["exprot", "a", "b"], ["export", "--x", "b"], ["export", "nowhere", "b"], ["import", "nowhere", "b"]])
+def test_bad_commands_are_one_line(argv, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="^error: [^\n]+$"):
+        hf.main(argv)
+
+
+def test_a_card_tells_the_recipe_and_the_scores(corpus, teachers, tmp_path):
+    eval_blimp.main(eval_blimp.EvalConfig(ckpt=(teachers[1],), data=(f"{corpus}/pairs",), device="cpu"))
+    hf.main(["export", teachers[1], str(tmp_path / "out")])
+    card = open(tmp_path / "out/README.md").read()
+    score = json.load(open(f"{teachers[1]}/blimp.json"))["folders"]["pairs"]["accuracy"]
+    assert f"{100 * score:.2f}" in card and "| learning_rate | 0.01 |" in card
+    assert np.isclose(disk.read_checkpoint_config(disk.find_checkpoint(teachers[1]))["val_ce"], float(card.split("nats per token | ")[1].split(" ")[0]), atol=1e-4)
