@@ -279,8 +279,6 @@ def test_real_text_round_trips(tmp_path):
     ({"a.txt": WORDS}, dict(val_fraction=0.1, data_dir=""), "data_dir='' is not a folder's name"),
     ({"a.txt": "one line only"}, dict(val_fraction=0.1), "too few lines to hold some out"),
     ({"train_10M/open_subtitles.train": "Subtitles by X", "dev/cbt.dev": WORDS}, {}, "nothing is left of the training text"),
-    ({"a.txt": WORDS, "t.json": '{"name": "t", "pattern": ".", "specials": {}, "ranks": {"YQ==": 0}}'},
-     dict(val_fraction=0.1, tokenizer="t.json"), "lacks some of the 256 single bytes"),
 ])
 def test_bad_input_is_one_line(tmp_path, files, change, message):
     write(tmp_path / "in", files)
