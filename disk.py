@@ -2,7 +2,8 @@
 
     data/<name>/  train_00000.bin val_00000.bin ... (uint16, little endian, no header), the tokenizer, meta.json
     out/<run>/    ckpt_<step>/ (config.json model.safetensors tokenizer sha256.json, the newest also
-                  state.safetensors state.json), last.json, best.json, metrics.jsonl, train_config.json
+                  state.safetensors state.json), last.json, best.json, metrics.jsonl, train_config.json;
+                  with keep_words also chck_<words>M/
 
 Every folder explains itself: meta.json and sha256.json are written last and name every other file.
 torch is imported where it is needed, so that prepare.py's worker processes start fast.
@@ -236,7 +237,7 @@ def pointed(out_dir, pointer):
 
 
 # the names of what a run writes into its folder: nothing else in there is ever deleted
-RUN_FILES = re.compile(r"ckpt_\d+(\.tmp)?|((last|best|train_config|blimp)\.json|metrics\.jsonl)(\.tmp)?")
+RUN_FILES = re.compile(r"(ckpt_\d+|chck_\d+M)(\.tmp)?|((last|best|train_config|blimp)\.json|metrics\.jsonl)(\.tmp)?")
 
 
 def delete_run(out_dir):

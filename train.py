@@ -65,6 +65,7 @@ class TrainConfig(ModelConfig):
     eval_interval: int = 500      # validation and checkpoint; 0 = at the end of each epoch
     eval_chunks: int = 8192       # validation chunks, the same ones each time; 0 = all
     log_interval: int = 10
+    keep_words: bool = False      # keep the weights at 1M, 2M .. 10M, 20M .. 100M words seen (the BabyLM challenge, since 2025)
     wandb: bool = False           # also log there (pip install wandb)
     # machine
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -150,7 +151,8 @@ def train(cfg, run, loss_fn=next_token_loss, companion=None, provenance={}, firs
 
         # from here on the host waits for the device, at some steps only
         evaluation = step == total or step % (cfg.eval_interval or steps_per_epoch) == 0
-        log = evaluation or step % cfg.log_interval == 0
+        mark = word_mark(cfg, run, step) if cfg.keep_words else ""
+        log = evaluation or mark or step % cfg.log_interval == 0
         asked = bool(signals)  # ranks agree on it where they meet anyway
         if log:
             step_tokens = cfg.batch_size * cfg.seq_len
@@ -167,6 +169,8 @@ def train(cfg, run, loss_fn=next_token_loss, companion=None, provenance={}, firs
         stop = asked and (log or run.world == 1) and step < total
         if stop and not log:
             guard.report()
+        if mark and run.rank == 0:
+            disk.save_checkpoint(cfg.out_dir, mark, model, describe_run(cfg, run, model, step, record.get("val_ce"), provenance), run.tokenizer_file)
         if evaluation or stop:
             save_run(cfg, run, model, optimizer, step, record["val_ce"] if evaluation else None, best, provenance)
         if log:
@@ -557,16 +561,30 @@ def step_of(line):
         return math.inf
 
 
+def word_mark(cfg, run, step):
+    """'chck_20M' if this step reaches 20M words, of the marks 1M to 10M, 20M to 100M, 200M and so on; else ''.
+    Words are blank-separated and counted by prepare.py after cleaning; a token is its average share of one."""
+    words_per_token = sum(run.shards.meta["words"]["train"].values()) / len(run.shards)
+    before, words = ((step - past) * cfg.batch_size * cfg.seq_len * words_per_token / 1e6 for past in (1, 0))
+    unit = 10 ** int(math.log10(max(words, 1)))
+    mark = int(words / unit) * unit
+    return f"chck_{mark}M" if before < mark else ""
+
+
+def describe_run(cfg, run, model, step, val_ce, provenance):
+    """What a checkpoint's config.json says."""
+    return dict(model=asdict(model.cfg), parameters=model.n_params(), step=step, val_ce=val_ce,
+                tokenizer=os.path.basename(run.tokenizer_file), tokenizer_sha256=run.shards.meta["tokenizer_sha256"],
+                bos=run.shards.meta["options"]["bos"], data_sha256=disk.data_sha256(run.shards.meta),
+                git_revision=disk.git_revision(), torch=torch.__version__, train_config=asdict(cfg), **provenance)
+
+
 def save_run(cfg, run, model, optimizer, step, val_ce, best, provenance):
     """Checkpoint, last.json, best.json if this is the best, in this order; older folders go last.
     val_ce is None where a signal cut the run short between two evaluations."""
     if run.rank == 0:
-        described = dict(model=asdict(model.cfg), parameters=model.n_params(), step=step, val_ce=val_ce,
-                      tokenizer=os.path.basename(run.tokenizer_file), tokenizer_sha256=run.shards.meta["tokenizer_sha256"],
-                      bos=run.shards.meta["options"]["bos"], data_sha256=disk.data_sha256(run.shards.meta),
-                      git_revision=disk.git_revision(), torch=torch.__version__, train_config=asdict(cfg), **provenance)
         name = f"ckpt_{step}"
-        disk.save_checkpoint(cfg.out_dir, name, model, described, run.tokenizer_file,
+        disk.save_checkpoint(cfg.out_dir, name, model, describe_run(cfg, run, model, step, val_ce, provenance), run.tokenizer_file,
                              state=(resumable_tensors(model, optimizer), dict(step=step, best_val_ce=best)))
         disk.point_to(cfg.out_dir, "last.json", name, step, val_ce)
         if val_ce is not None and val_ce <= best:

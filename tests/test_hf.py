@@ -2,6 +2,7 @@
 import json
 import os
 import random
+import shutil
 from itertools import islice
 
 import numpy as np
@@ -248,3 +249,17 @@ def test_a_card_tells_the_recipe_and_the_scores(corpus, teachers, tmp_path):
     score = json.load(open(f"{teachers[1]}/blimp.json"))["folders"]["pairs"]["accuracy"]
     assert f"{100 * score:.2f}" in card and "| learning_rate | 0.01 |" in card
     assert np.isclose(disk.read_checkpoint_config(disk.find_checkpoint(teachers[1]))["val_ce"], float(card.split("nats per token | ")[1].split(" ")[0]), atol=1e-4)
+
+
+def test_checkpoints_by_words_are_exported_as_revisions(data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    edit(tmp_path / "data/meta.json", words={"train": {"all": 10 ** 12}})
+    run_train(str(tmp_path / "data"), tmp_path / "run", keep_words=True, max_iters=2)
+    kept = [name for name in os.listdir(tmp_path / "run") if name.startswith("chck_")]
+    hf.main(["export", str(tmp_path / "run"), str(tmp_path / "hf")])
+    for name in kept:
+        x = torch.arange(10)[None]
+        with torch.no_grad():
+            ours, theirs = disk.load_checkpoint(str(tmp_path / "run" / name))[0](x), AutoModelForCausalLM.from_pretrained(tmp_path / "hf" / name)(x).logits
+        assert (ours - theirs).abs().max() < 1e-5
+    assert len(kept) == 2

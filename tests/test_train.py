@@ -299,3 +299,23 @@ def test_cuda_learns_like_cpu(data, tmp_path):
     run_train(data, tmp_path / "fast", device="cuda", dtype="bfloat16", compile="on")
     for a, b, c in zip(*(records(tmp_path / r) for r in ("cpu", "cuda", "fast"))):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-3) == pytest.approx(c["loss"], abs=0.05)
+
+
+def test_checkpoints_by_words_seen(data, tmp_path):
+    """chck_<n>M is the model of the first step that has seen so many words; a resumed run writes the same ones."""
+    shutil.copytree(data, tmp_path / "data")
+    meta = json.load(open(tmp_path / "data/meta.json"))
+    n_tokens = sum(s["tokens"] for s in meta["shards"] if s["split"] == "train")
+    meta["words"]["train"] = {"all": n_tokens * 3e6 / (8 * 32)}  # so that each step of 8 x 32 tokens sees 3M words
+    json.dump(meta, open(tmp_path / "data/meta.json", "w"))
+    run_train(str(tmp_path / "data"), tmp_path / "run", keep_words=True, max_iters=8, log_interval=100)
+    kept = sorted(name for name in os.listdir(tmp_path / "run") if name.startswith("chck_"))
+    assert kept == ["chck_10M", "chck_20M", "chck_3M", "chck_6M", "chck_9M"]  # 3, 6, 9, 12, 15, 18, 21, 24
+    for name, step in (("chck_3M", 1), ("chck_9M", 3), ("chck_10M", 4), ("chck_20M", 7)):
+        model, _, described = disk.load_checkpoint(str(tmp_path / "run" / name))
+        assert described["step"] == step
+    run_train(str(tmp_path / "data"), tmp_path / "short", max_iters=4, warmup_iters=100)
+    run_train(str(tmp_path / "data"), tmp_path / "cut", keep_words=True, max_iters=8, warmup_iters=100)
+    a, b = (disk.load_checkpoint(str(tmp_path / name))[0].state_dict() for name in ("short/ckpt_4", "cut/chck_10M"))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not os.path.exists(tmp_path / "cut/chck_10M/state.json")
