@@ -1,14 +1,18 @@
-"""Score minimal pairs by the rules of the 2024 BabyLM pipeline.
+"""Score minimal pairs by the rules of the 2024 BabyLM pipeline: BLiMP, its supplement, EWoK.
 
-    python eval_blimp.py --ckpt=out/babyllama --data=blimp_filtered,supplement_filtered
+    python eval_blimp.py --ckpt=out/babyllama --data=blimp_filtered,supplement_filtered,ewok_filtered
     python eval_blimp.py --ckpt=out/gpt2_705m,out/llama_360m --data=blimp_filtered   # an ensemble
     python eval_blimp.py --ckpt=out/gpt2_705m,out/llama_360m --data_dir=data/babylm  # its validation loss
+    python eval_blimp.py --compare=out/babyllama,out/llama_58m                       # runs scored before, side by side
 
 A sentence's score is the sum of log-probabilities of the tokens of " " + sentence after one prefix
-token (<s>; else </s>, else <pad>), in float32, over the whole vocabulary, nothing appended. A pair
-is right if the good sentence's score is at least the bad one's. A task is a .jsonl file; a folder's
-accuracy is the unweighted mean over its tasks. Several checkpoints score as one: averaged logits.
+token (<s>; else </s>, else <pad>), in float32, over the whole vocabulary, nothing appended. An EWoK
+line compares " " + Target1 and " " + Target2 after Context1, without a prefix. A pair is right if the good
+sentence's score is at least the bad one's. A task is a .jsonl file; a folder's accuracy is the
+unweighted mean over its tasks. Several checkpoints score as one: averaged logits.
 """
+import gzip
+import hashlib
 import json
 import math
 import os
@@ -22,6 +26,7 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
+import compare
 import config
 import disk
 from loss import ensemble_logits
@@ -31,11 +36,13 @@ from train import Run, TrainConfig, can_compile, evaluate, pick_device, validati
 @dataclass
 class EvalConfig:
     ckpt: tuple[str, ...] = ()   # run folder (its best checkpoint) or checkpoint folder; several: their ensemble
-    data: tuple[str, ...] = ()   # folders of .jsonl files with sentence_good and sentence_bad
+    data: tuple[str, ...] = ()   # folders of .jsonl files with sentence_good and sentence_bad, or Context1, Target1 and Target2
     data_dir: str = ""           # prepared data: also the validation loss on it, as train.py measures it
     seq_len: int = 128
     eval_chunks: int = 8192
     items: str = ""              # also write one JSON line per pair to this file
+    predictions: str = ""        # also add what was preferred to this .json.gz, in the form the 2024 challenge takes
+    compare: tuple[str, ...] = ()  # nothing is scored: run folders whose blimp.json to compare, the first with each other
     out: str = ""                # where the result goes; '' = blimp.json in the run folder (of a single checkpoint)
     batch_tokens: int = 1024     # positions scored at a time; a GPU wants more
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -46,18 +53,22 @@ class EvalConfig:
 class Pair(NamedTuple):
     task: str
     line: int        # from 0
-    good: list       # token ids after the prefix
+    good: list       # token ids, the first n_context of which have no score
     bad: list
+    n_context: int
+    texts: tuple     # (good, bad) as scored, with the leading blank
     phenomenon: str  # '' where the file names none
 
 
 def main(cfg):
+    if cfg.compare:
+        return compare.main(cfg.compare)
     if not cfg.ckpt or not (cfg.data or cfg.data_dir):
         sys.exit("error: say what to score on what: --ckpt=out/run --data=blimp_filtered")
     device = pick_device(cfg.device)
     models, tokenizer, described = load_ensemble(cfg.ckpt, device)
     out = cfg.out or (os.path.join(run_folder(cfg.ckpt[0]), "blimp.json") if len(cfg.ckpt) == 1 and cfg.data else "")
-    for path in filter(None, (out, cfg.items)):  # before hours of scoring, not after
+    for path in filter(None, (out, cfg.items, cfg.predictions)):  # before hours of scoring, not after
         if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or "."):
             sys.exit(f"error: cannot write {path}: a folder, or in a folder that is not there")
     prefix = next((t for t in (tokenizer.bos, tokenizer.eos, tokenizer.pad) if t is not None), None)
@@ -67,7 +78,7 @@ def main(cfg):
         print("notice: trained with bos=none: every sentence is scored after a token the model has never seen "
               "(prepare.py --bos=line avoids it)")
     block_size = min(m.cfg.block_size for m in models)
-    folders = {os.path.basename(os.path.normpath(d)): read_pairs(d, tokenizer, block_size) for d in cfg.data}
+    folders = {os.path.basename(os.path.normpath(d)): read_pairs(d, tokenizer, prefix, block_size) for d in cfg.data}
     if len(folders) < len(cfg.data):
         sys.exit("error: two of the data folders have the same name")
     begin = time.perf_counter()
@@ -79,11 +90,12 @@ def main(cfg):
     if cfg.data_dir:
         result["val_ce"] = validation_loss(cfg, models, described, device)
         print(f"validation loss on {cfg.data_dir}: {result['val_ce']:.4f} nats per token")
-    items = []
+    items, predictions = [], {}
     for name, pairs in folders.items():
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
-            scores = score_pairs(models, pairs, prefix, cfg.batch_tokens, name)
+            scores = score_pairs(models, pairs, cfg.batch_tokens, name)
         result["folders"][name] = summary(pairs, scores)
+        predictions[name] = preferred(pairs, scores)
         items += [json.dumps(dict(task=pair.task, line=pair.line, logp_good=good, logp_bad=bad)) + "\n"
                   for pair, (good, bad) in zip(pairs, scores)]
     result["seconds"] = round(time.perf_counter() - begin, 1)
@@ -91,6 +103,8 @@ def main(cfg):
     if cfg.items:
         with open(cfg.items, "w", encoding="utf-8") as f:
             f.writelines(items)
+    if cfg.predictions:
+        add_predictions(cfg.predictions, predictions)
     if out:
         disk.write_json(out, result)
         print(f"written to {out}")
@@ -126,8 +140,8 @@ def run_folder(path):
     return os.path.dirname(os.path.abspath(path)) if os.path.isfile(os.path.join(path, "config.json")) else path
 
 
-def read_pairs(folder, tokenizer, block_size):
-    """All pairs of the .jsonl files in `folder`, tokenised with the leading blank."""
+def read_pairs(folder, tokenizer, prefix, block_size):
+    """All pairs of the .jsonl files in `folder`, as tokens."""
     if not os.path.isdir(folder):
         sys.exit(f"error: no data folder '{folder}' (name the folder that holds the .jsonl files)")
     files = sorted(f for f in os.listdir(folder) if f.endswith(".jsonl"))
@@ -138,21 +152,30 @@ def read_pairs(folder, tokenizer, block_size):
                 where = f"error: {os.path.join(folder, file)}, line {n + 1}"
                 try:
                     row = json.loads(line.decode("utf-8"))
-                    good, bad = (tokenizer.encode(" " + row[key]) for key in ("sentence_good", "sentence_bad"))
+                    context, keys = ("Context1", ("Target1", "Target2")) if "Context1" in row else ("", ("sentence_good", "sentence_bad"))
+                    texts = tuple(" " + row[key] for key in keys)
+                    if context:  # tokenised as a whole, then cut where the context's own tokens end
+                        good, bad = (tokenizer.encode(row[context] + text) for text in texts)
+                        n_context = len(tokenizer.encode(row[context]))
+                    else:
+                        good, bad = ([prefix] + tokenizer.encode(text) for text in texts)
+                        n_context = 1
                 except KeyError as e:
                     sys.exit(f"{where}: no field {e}")
                 except (ValueError, TypeError, RuntimeError) as e:  # RuntimeError: half a surrogate pair
                     sys.exit(f"{where}: not a minimal pair in JSON ({e})")
-                if max(len(good), len(bad)) > block_size:
-                    sys.exit(f"{where}: {max(len(good), len(bad))} tokens, the model has {block_size} positions")
-                pairs.append(Pair(file.removesuffix(".jsonl"), n, good, bad, str(row.get("linguistics_term", ""))))
+                if max(len(good), len(bad)) > block_size + 1:
+                    sys.exit(f"{where}: {max(len(good), len(bad)) - 1} tokens, the model has {block_size} positions")
+                if not 0 < n_context < min(len(good), len(bad)):
+                    sys.exit(f"{where}: an empty context or sentence")
+                pairs.append(Pair(file.removesuffix(".jsonl"), n, good, bad, n_context, texts, str(row.get("linguistics_term", ""))))
     if not pairs:
         sys.exit(f"error: {folder} has no minimal pairs (.jsonl files with one JSON object a line)")
     return pairs
 
 
 @torch.no_grad()
-def score_pairs(models, pairs, prefix, batch_tokens, title=""):
+def score_pairs(models, pairs, batch_tokens, title=""):
     """[(log-probability of good, of bad)] in nats, in the order of `pairs`."""
     device = next(models[0].parameters()).device
     length = [max(len(p.good), len(p.bad)) for p in pairs]
@@ -162,7 +185,7 @@ def score_pairs(models, pairs, prefix, batch_tokens, title=""):
         while order:
             n = max(1, batch_tokens // max(1, 2 * length[order[0]]))
             batch, order = order[:n], order[n:]
-            for i, score in zip(batch, pair_logp(models, [pairs[i] for i in batch], prefix, device)):
+            for i, score in zip(batch, pair_logp(models, [pairs[i] for i in batch], device)):
                 scores[i] = score
             bar.update(len(batch))
     if not all(math.isfinite(s) for pair in scores for s in pair):
@@ -170,19 +193,19 @@ def score_pairs(models, pairs, prefix, batch_tokens, title=""):
     return scores
 
 
-def pair_logp(models, pairs, prefix, device):
-    """Sum of log p(token | prefix and the tokens before) of each pair's good and bad sentence, in
+def pair_logp(models, pairs, device):
+    """Sum of log p(token | the tokens before) of each pair's good and bad sentence after its context, in
     nats. What both begin with is predicted once."""
     sentences = [p.good for p in pairs] + [p.bad for p in pairs]
-    length = torch.tensor(list(map(len, sentences)))[:, None]
-    y = torch.zeros(len(sentences), length.max(), dtype=torch.int64)  # (B, T), padded on the right
-    for row, ids in zip(y, sentences):
+    length = torch.tensor([len(ids) - 1 for ids in sentences])[:, None]
+    tokens = torch.zeros(len(sentences), length.max() + 1, dtype=torch.int64)  # padded on the right
+    for row, ids in zip(tokens, sentences):
         row[:len(ids)] = torch.tensor(ids)
-    x = torch.cat([torch.full((len(y), 1), prefix), y[:, :-1]], dim=1)
-    position = torch.arange(y.shape[1])
-    good, bad = y.chunk(2)
-    shared = (good == bad).cumprod(1).bool() & (position < length.view(2, -1, 1).amin(0))  # (pairs, T); 0 may be padding or a token
-    mask = (position < length) & ~torch.cat([torch.zeros_like(shared), shared])
+    x, y = tokens[:, :-1], tokens[:, 1:]  # (B, T)
+    position, first = torch.arange(y.shape[1]), torch.tensor([p.n_context - 1 for p in pairs] * 2)[:, None]
+    good, bad = tokens.chunk(2)
+    shared = (good == bad).cumprod(1)[:, 1:].bool() & (position < length.view(2, -1, 1).amin(0))  # (pairs, T); 0 may be padding or a token
+    mask = (position >= first) & (position < length) & ~torch.cat([torch.zeros_like(shared), shared])
     h_mask, target = mask.to(device), y[mask].to(device)
     z = [m(x.to(device), lambda h, head: head(h[h_mask])) for m in models]  # (scored positions, V) each
     z = z[0].float() if len(z) == 1 else torch.stack(z).float().mean(0)
@@ -194,17 +217,43 @@ def pair_logp(models, pairs, prefix, device):
 
 
 def summary(pairs, scores):
-    """Accuracy, standard error and number of pairs per task, for the folder and per phenomenon."""
+    """Accuracy, standard error and number of pairs per task, for the folder and per phenomenon. `right` of a
+    task has a digit per pair, `sha256` the sentences': what `--compare` needs."""
     right = {}
     for pair, (good, bad) in zip(pairs, scores):
         right.setdefault(pair.task, []).append(good >= bad)  # a tie is right, as in the official pipeline
-    tasks = {task: task_row(sum(r), len(r)) for task, r in right.items()}
+    tasks = {task: dict(task_row(sum(r), len(r)), right="".join(map(str, map(int, r)))) for task, r in right.items()}
     phenomena = {}
     for task, phenomenon in {p.task: p.phenomenon for p in pairs}.items():
         if phenomenon:  # two paradigms are called s-selection in the data, argument structure in the BLiMP paper
             phenomena.setdefault("argument_structure" if phenomenon == "s-selection" else phenomenon, []).append(tasks[task])
     return dict(**mean_row(list(tasks.values())), tasks=tasks,
-                phenomena={name: mean_row(rows) for name, rows in sorted(phenomena.items())})
+                phenomena={name: mean_row(rows) for name, rows in sorted(phenomena.items())},
+                sha256=hashlib.sha256(json.dumps([(p.task, p.n_context > 1, p.texts) for p in pairs]).encode()).hexdigest())
+
+
+def preferred(pairs, scores):
+    """task -> the text preferred in each pair, as the challenge's scorer reads it."""
+    tasks = {}
+    for pair, (good, bad) in zip(pairs, scores):
+        rows = tasks.setdefault(pair.task, {"predictions": []})["predictions"]
+        rows.append({"id": f"{pair.task}_{len(rows)}", "pred": pair.texts[0 if good >= bad else 1]})
+    return tasks
+
+
+def add_predictions(path, groups):
+    """Put folder -> task -> predictions into the gzipped JSON at `path`, beside the other groups that it has."""
+    names = {"blimp_filtered": "blimp", "supplement_filtered": "blimp_supplement", "ewok_filtered": "ewok"}
+    there = {}
+    if os.path.isfile(path):
+        try:
+            with gzip.open(path, "rt", encoding="utf-8") as f:
+                there = dict(json.load(f))
+        except (OSError, ValueError, EOFError) as e:
+            sys.exit(f"error: {path} is no gzipped JSON of predictions to add to: {e}")
+    with gzip.open(path + ".tmp", "wt", encoding="utf-8") as f:
+        json.dump({**there, **{names.get(group, group): tasks for group, tasks in groups.items()}}, f)
+    os.replace(path + ".tmp", path)
 
 
 def task_row(right, n):

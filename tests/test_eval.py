@@ -1,4 +1,5 @@
 """BLiMP scoring against an independent one: Hugging Face's model, one sentence at a time, float64."""
+import gzip
 import json
 import math
 import os
@@ -86,16 +87,16 @@ def test_validation_loss_is_trainings(data, teachers, tmp_path, capsys):
 
 def test_batching_does_not_show(corpus, teachers, tmp_path):
     models, tokenizer, _ = eval_blimp.load_ensemble([teachers[0]], torch.device("cpu"))
-    pairs = eval_blimp.read_pairs(f"{corpus}/pairs", tokenizer, 64)[::37]
-    one = eval_blimp.score_pairs(models, pairs, 1, 1)
-    many = eval_blimp.score_pairs(models, pairs, 1, 5000)
+    pairs = eval_blimp.read_pairs(f"{corpus}/pairs", tokenizer, 1, 64)[::37]
+    one = eval_blimp.score_pairs(models, pairs, 1)
+    many = eval_blimp.score_pairs(models, pairs, 5000)
     assert torch.tensor(one).sub(torch.tensor(many)).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("good,bad", [([5], [5, 0]), ([5, 0], [5]), ([5, 0, 7], [5, 0, 0, 7]), ([0], [0, 0])])
 def test_token_0_is_not_taken_for_padding(teachers, good, bad):
     models, _, _ = eval_blimp.load_ensemble([teachers[1]], torch.device("cpu"))
-    together, = eval_blimp.score_pairs(models, [Pair("t", 0, good, bad, "")], 1, 1000)
+    together, = eval_blimp.score_pairs(models, [Pair("t", 0, [1, *good], [1, *bad], 1, ("", ""), "")], 1000)
     for ids, ours in zip((good, bad), together):
         logp = models[0](torch.tensor([[1] + ids[:-1]]))[0].log_softmax(-1)
         assert ours == pytest.approx(sum(logp[i, t].item() for i, t in enumerate(ids)), abs=1e-5)
@@ -110,7 +111,7 @@ def test_the_same_sentence_twice_ties_and_counts_as_right(teachers, tmp_path):
 
 def test_averages_and_standard_errors():
     """The worked example of the pipeline's formulas: 3 of 5 and 2 of 3."""
-    pairs = [Pair(t, i, [1], [2], term) for t, n, term in (("a", 5, "binding"), ("b", 3, "s-selection")) for i in range(n)]
+    pairs = [Pair(t, i, [1, 1], [1, 2], 1, (" a", " b"), term) for t, n, term in (("a", 5, "binding"), ("b", 3, "s-selection")) for i in range(n)]
     result = eval_blimp.summary(pairs, [(0.0, -1.0)] * 3 + [(-1.0, 0.0)] * 2 + [(0.0, -1.0), (0.0, 0.0), (-2.0, -1.0)])
     assert result["tasks"]["a"]["accuracy"] == 0.6 and result["tasks"]["a"]["se"] == pytest.approx(0.2449, abs=1e-4)
     assert result["tasks"]["b"]["se"] == pytest.approx(0.3333, abs=1e-4)
@@ -186,8 +187,47 @@ def test_real_blimp_counts(data, tmp_path):
     run_train(data, tmp_path / "r", max_iters=1, block_size=256, **{k: v for k, v in GPT2.items()})
     tokenizer = disk.load_checkpoint(str(tmp_path / "r"))[1]
     for folder, tasks, n in (("blimp_filtered", 67, 59875), ("supplement_filtered", 5, 5218)):
-        pairs = eval_blimp.read_pairs(os.path.join(BLIMP, folder), tokenizer, 256)
+        pairs = eval_blimp.read_pairs(os.path.join(BLIMP, folder), tokenizer, 1, 256)
         result = eval_blimp.summary(pairs, [(0.0, 0.0)] * len(pairs))
         assert (len(result["tasks"]), result["n"]) == (tasks, n)
         assert len(result["phenomena"]) == (12 if folder == "blimp_filtered" else 0)
     assert math.isclose(result["accuracy"], 1.0)
+
+
+def test_ewok_compares_two_targets_after_one_context(teachers, tmp_path):
+    """No <s>, the context unscored, each line an item; predictions in the challenge's form."""
+    rows = [("The lamp is over the desk.", "The lamp is above it.", "The lamp is below it."), ("The dog runs.", "It moves.", "It sleeps well.")]
+    rows += [(c, bad, good) for c, good, bad in rows]
+    (tmp_path / "ewok_filtered").mkdir()
+    with open(tmp_path / "ewok_filtered/physical-relations.jsonl", "w") as f:
+        f.writelines(json.dumps(dict(Domain="physical-relations", Context1=c, Context2="unused", Target1=a, Target2=b)) + "\n" for c, a, b in rows)
+    eval_blimp.main(EvalConfig(ckpt=(teachers[1],), data=(str(tmp_path / "ewok_filtered"),), items=str(tmp_path / "items"), device="cpu",
+                               predictions=str(tmp_path / "p.json.gz")))
+    ours, tokenizer, _ = disk.load_checkpoint(teachers[1])
+    ours.double()
+
+    def logp(context, target):
+        ids = tokenizer.encode(context + " " + target)
+        with torch.no_grad():
+            lp = ours(torch.tensor([ids]))[0].log_softmax(-1)
+        return sum(lp[i - 1, ids[i]].item() for i in range(len(tokenizer.encode(context)), len(ids)))
+    got = items(tmp_path / "items")
+    for (context, a, b), item in zip(rows, got, strict=True):
+        assert (item["logp_good"], item["logp_bad"]) == (pytest.approx(logp(context, a), abs=1e-4), pytest.approx(logp(context, b), abs=1e-4))
+    assert json.load(open(os.path.join(teachers[1], "blimp.json")))["folders"]["ewok_filtered"]["accuracy"] == 0.5  # each line and its mirror image
+    with gzip.open(tmp_path / "p.json.gz", "rt") as f:
+        predictions = json.load(f)["ewok"]["physical-relations"]["predictions"]
+    assert predictions == [{"id": f"physical-relations_{i}", "pred": " " + (r[1] if g["logp_good"] >= g["logp_bad"] else r[2])}
+                           for i, (r, g) in enumerate(zip(rows, got))]
+
+
+def test_predictions_of_several_commands_are_in_one_file(teachers, tmp_path):
+    path = str(tmp_path / "p.json.gz")
+    for name in ("blimp_filtered", "supplement_filtered", "mine"):
+        write_pairs(tmp_path / name, "t", [("the dog runs.", "the dog run.")])
+        eval_blimp.main(EvalConfig(ckpt=(teachers[1],), data=(str(tmp_path / name),), predictions=path, device="cpu"))
+    with gzip.open(path, "rt") as f:
+        assert set(json.load(f)) == {"blimp", "blimp_supplement", "mine"}
+    open(path, "w").write("{}")
+    with pytest.raises(SystemExit, match="no gzipped JSON"):
+        eval_blimp.main(EvalConfig(ckpt=(teachers[1],), data=(str(tmp_path / "mine"),), predictions=path, device="cpu"))
