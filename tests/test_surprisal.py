@@ -1,0 +1,61 @@
+"""Surprisal per word against the difference of two texts' log-probabilities."""
+import pytest
+import torch
+
+import disk
+import surprisal
+from surprisal import SurprisalConfig
+
+
+def table(path):
+    return {word: (int(n), float(nats)) for word, n, nats in (line.split("\t") for line in open(path, encoding="utf-8").read().splitlines()[1:])}
+
+
+def logp(model, ids):
+    """log p(ids[1:] | ids[0]) in float64."""
+    with torch.no_grad():
+        z = model(torch.tensor([ids[:-1]]))[0].log_softmax(-1)
+    return sum(z[i, t].item() for i, t in enumerate(ids[1:]))
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_a_words_surprisal_is_what_it_adds(teachers, tmp_path, which):
+    (tmp_path / "t").write_text("The dog sees a cat .\nA naïve dog, barks!\n\n", encoding="utf-8")
+    surprisal.main(SurprisalConfig(ckpt=(teachers[which],), text=str(tmp_path / "t"), out=str(tmp_path / "o"), device="cpu"))
+    got = table(tmp_path / "o")
+    model, tokenizer, _ = disk.load_checkpoint(teachers[which])
+    model.double()
+
+    def added(before, word):
+        ids = [1] + tokenizer.encode(before)
+        return logp(model, ids) - logp(model, ids + tokenizer.encode(word)) if len(ids) > 1 else -logp(model, ids + tokenizer.encode(word))
+    assert set(got) == {"the", "dog", "sees", "a", "cat", "naïve", "barks"}
+    assert got["the"] == (1, pytest.approx(added("", " The"), abs=1e-3))
+    assert got["sees"] == (1, pytest.approx(added(" The dog", " sees"), abs=1e-3))
+    assert got["naïve"] == (1, pytest.approx(added(" A", " naïve"), abs=1e-3))
+    assert got["dog"] == (2, pytest.approx((added(" The", " dog") + added(" A naïve", " dog")) / 2, abs=1e-3))  # without its comma
+    assert got["a"] == (2, pytest.approx((added(" The dog sees", " a") + added("", " A")) / 2, abs=1e-3))
+
+
+def test_a_line_longer_than_the_model_keeps_half_its_context(teachers):
+    model, tokenizer, _ = disk.load_checkpoint(teachers[1])
+    line = " ".join(["the dog sees a cat ."] * 40)
+    got = surprisal.line_surprisals([model], tokenizer, 1, line)
+    ids = [1] + tokenizer.encode(" " + line)
+    assert len(ids) > 3 * 64 and len(got) == 5 * 40
+    last = len(ids) - len(tokenizer.encode(" .")) - len(tokenizer.encode(" cat"))
+    full = [logp(model, ids[k:last]) - logp(model, ids[k:last + len(tokenizer.encode(" cat"))]) for k in range(last - 62, last - 31)]
+    assert min(abs(got[-1][1] - nats) for nats in full) < 1e-3
+
+
+def test_chosen_words_and_bad_input(teachers, tmp_path, capsys):
+    (tmp_path / "t").write_text("the dog sees\n")
+    (tmp_path / "w").write_text("sees\nzebra\nDog\n")
+    surprisal.main(SurprisalConfig(ckpt=(teachers[1],), text=str(tmp_path / "t"), words=str(tmp_path / "w"), device="cpu"))
+    out, err = capsys.readouterr()
+    assert [line.split("\t")[0] for line in out.splitlines()] == ["word", "sees", "dog"] and "1 of 3 words" in err
+    (tmp_path / "bad").write_bytes(b"ab\xff")
+    for cfg, message in ((dict(text=""), "which model reads what"), (dict(text=str(tmp_path / "bad")), "byte 2 is not UTF-8"),
+                         (dict(text=str(tmp_path / "t"), out=str(tmp_path)), "cannot write")):
+        with pytest.raises(SystemExit, match=message):
+            surprisal.main(SurprisalConfig(**{"ckpt": (teachers[1],), **cfg}))
