@@ -26,6 +26,7 @@ import sentencepiece
 import tiktoken
 
 FORMAT_VERSION = 1
+COUNTERS = ("step", "best_val_ce", "best_step", "waited")  # of state.json
 DTYPE = np.dtype("<u2")  # a token on disk: vocabularies end at 65,536
 
 
@@ -337,7 +338,7 @@ def load_state(folder):
     from safetensors.torch import load_file
 
     verify(folder, ["state.safetensors", "state.json"])
-    return load_file(os.path.join(folder, "state.safetensors")), read_json(os.path.join(folder, "state.json"), ("step", "best_val_ce"))
+    return load_file(os.path.join(folder, "state.safetensors")), read_json(os.path.join(folder, "state.json"), COUNTERS)
 
 
 def verify(folder, files):

@@ -87,6 +87,8 @@ def load_beside(cfg, run, path, what, causal=True):
         sys.exit(f"error: {what} {path} was trained with another tokenizer than {cfg.data_dir}; train it on this data")
     if model.cfg.block_size < cfg.seq_len:
         sys.exit(f"error: {what} {path} has {model.cfg.block_size} positions, chunks have seq_len={cfg.seq_len}")
+    if model.cfg.n_labels:
+        sys.exit(f"error: {what} {path} is a classifier (n_labels={model.cfg.n_labels}), no language model")
     if model.cfg.causal != causal:
         sys.exit(f"error: {what} {path} has causal={model.cfg.causal}, wanted is causal={causal}")
     return model, described

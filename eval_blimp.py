@@ -117,8 +117,8 @@ def load_ensemble(paths, device):
         if described["tokenizer_sha256"] != loaded[0][2]["tokenizer_sha256"]:
             sys.exit(f"error: {path} has another tokenizer than {paths[0]}; an ensemble needs one")
     for path, (model, _, _) in zip(paths, loaded):
-        if not model.cfg.causal:
-            sys.exit(f"error: {path} is a masked language model (causal=False): it gives text no probability")
+        if not model.cfg.causal or model.cfg.n_labels:
+            sys.exit(f"error: {path} is a {'classifier' if model.cfg.n_labels else 'masked language model (causal=False)'}: it gives text no probability")
     return [model for model, _, _ in loaded], loaded[0][1], loaded[0][2]
 
 
@@ -131,7 +131,7 @@ def validation_loss(cfg, models, described, device):
     if not 0 < cfg.seq_len <= block_size:
         sys.exit(f"error: seq_len={cfg.seq_len} must lie between 1 and the model's block_size={block_size}")
     run = Run(device, rank=0, world=1, micro_batch=16, bf16=cfg.dtype == "bfloat16", compile=False, shards=None,
-              val=validation_chunks(cfg, shards), tokenizer_file="")
+              val=validation_chunks(cfg, shards))
     return evaluate(partial(ensemble_logits, models), TrainConfig(seq_len=cfg.seq_len), run)
 
 

@@ -8,7 +8,6 @@ name: an export that would score differently is worse than none. An export of a 
 checkpoints by words seen (train.py's keep_words) has them in the subfolders chck_1M, chck_2M, ...
 """
 import base64
-import json
 import os
 import re
 import shutil
@@ -52,6 +51,8 @@ def export(path, folder):
     cfg = model.cfg
     if not cfg.causal:
         sys.exit(f"error: {path} is a masked language model (causal=False), which neither format has")
+    if cfg.n_labels:
+        sys.exit(f"error: {path} is a classifier (n_labels={cfg.n_labels}); only language models are exported")
     if cfg.arch == "gpt2" and cfg.n_kv_head not in (0, cfg.n_head):
         sys.exit(f"error: {path} has n_kv_head={cfg.n_kv_head}: Hugging Face's GPT-2 has no grouped queries")
     spec = sentencepiece_json(tokenizer) if isinstance(tokenizer, disk.SentencePieceTokenizer) else bytelevel_json(tokenizer)

@@ -33,6 +33,7 @@ class ModelConfig:
     dropout: float = 0.0          # embedding, attention and residual
     tie_weights: bool = False     # output head shares the input embedding (GPT-2: True)
     causal: bool = True           # False: a masked language model, which sees both sides
+    n_labels: int = 0             # a classifier's labels, in the place of the vocabulary (finetune.py); 0 = a language model
     rope_theta: float = 10000.0   # llama only
     norm_eps: float = 1e-6        # gpt2: 1e-5
 
@@ -47,7 +48,7 @@ class LanguageModel(nn.Module):
         check_model_config(cfg)
         self.cfg = cfg
         self.model = Transformer(cfg)
-        self.lm_head = nn.Linear(cfg.n_embd, cfg.vocab_size, bias=False)
+        self.lm_head = nn.Linear(cfg.n_embd, cfg.n_labels or cfg.vocab_size, bias=False)
         self.init_weights()
         if cfg.tie_weights:
             self.lm_head.weight = self.model.embed_tokens.weight

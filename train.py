@@ -36,25 +36,20 @@ from objectives import mask_tokens, masked_token_loss, take
 
 
 @dataclass
-class TrainConfig(ModelConfig):
-    # where
-    data_dir: str = "data/babylm"
+class LoopConfig:
+    """What the loop needs, whatever it trains."""
     out_dir: str = "out/run"
     resume: bool = False          # go on from the last checkpoint in out_dir, if there is one
     overwrite: bool = False       # delete the run in out_dir first
-    # data
-    seq_len: int = 128            # tokens in a training chunk, at most block_size
+    seed: int = 42
     epochs: int = 4
     max_iters: int = 0            # stop after this many optimizer steps, if the epochs have them; 0 = all they have
     batch_size: int = 128         # sequences per optimizer step, all ranks together
-    micro_batch_size: int = 0     # sequences at a time on one rank (memory); 0 = batch_size / ranks
-    mask_rate: float = 0.15       # share of positions that a model with causal=False predicts
-    random_offset: bool = False   # shift each chunk by 0..seq_len-1 at each visit (the published code; the papers do not)
-    seed: int = 42
-    # AdamW and its schedule: linear warm-up, then cosine to min_lr; decay on matrices only
+    # AdamW and its schedule: linear warm-up, then down to min_lr; decay on matrices only
     learning_rate: float = 3e-4
     min_lr: float = 0.0
     warmup_iters: int = 200
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
     weight_decay: float = 0.0
     beta1: float = 0.9
     beta2: float = 0.999
@@ -63,16 +58,26 @@ class TrainConfig(ModelConfig):
     not_finite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is inf or nan: it never reaches the weights
     # validation and logging, in steps
     eval_interval: int = 500      # validation and checkpoint; 0 = at the end of each epoch
-    eval_chunks: int = 8192       # validation chunks, the same ones each time; 0 = all
+    patience: int = 0             # stop after so many validations in a row that do not improve on the best by 0.001; 0 = never
     log_interval: int = 10
-    keep_words: bool = False      # keep the weights at 1M, 2M .. 10M, 20M .. 100M words seen (the BabyLM challenge, since 2025)
     wandb: bool = False           # also log there (pip install wandb)
     # machine
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the arithmetic; auto: bfloat16 where hardware has it
-    compile: Literal["auto", "on", "off"] = "auto"          # auto: on, but for runs of a few minutes on CPU
-    loss_chunk: int = 512         # positions whose logits exist at a time; 0 = all, the loss as its formula reads
     deterministic: Literal["auto", "on", "off"] = "auto"    # same seed, same bits. auto: on for CPU
+
+
+@dataclass
+class TrainConfig(LoopConfig, ModelConfig):
+    data_dir: str = "data/babylm"
+    seq_len: int = 128            # tokens in a training chunk, at most block_size
+    micro_batch_size: int = 0     # sequences at a time on one rank (memory); 0 = batch_size / ranks
+    mask_rate: float = 0.15       # share of positions that a model with causal=False predicts
+    random_offset: bool = False   # shift each chunk by 0..seq_len-1 at each visit (the published code; the papers do not)
+    eval_chunks: int = 8192       # validation chunks, the same ones each time; 0 = all
+    keep_words: bool = False      # keep the weights at 1M, 2M .. 10M, 20M .. 100M words seen (the BabyLM challenge, since 2025)
+    compile: Literal["auto", "on", "off"] = "auto"  # auto: on, but for runs of a few minutes on CPU
+    loss_chunk: int = 512         # positions whose logits exist at a time; 0 = all, the loss as its formula reads
 
 
 class Batch(NamedTuple):
@@ -88,30 +93,36 @@ def next_token_loss(model, batch, cfg, run):
         cross_entropy, h, head, batch.y, chunk=cfg.loss_chunk, compiled=run.compile))
 
 
-def train(cfg, run, loss_fn=next_token_loss, companion=None, provenance={}, first_record={}):
+def train(cfg, run, loss_fn=next_token_loss, companion=None, provenance={}, first_record={}, model=None, data=None):
     """Train a model from `cfg` on `run` (see `start`) until its steps are done.
 
     loss_fn(model, batch, cfg, run) -> (loss, {name: detached scalar}): a mean over the batch's
     sequences; `model` may be DDP's wrapper. companion is a module to train beside it (objectives.py).
     provenance goes into every checkpoint's config.json, first_record into step 0 of metrics.jsonl.
+    model and data: a new model and its token chunks, unless finetune.py brings others; those write
+    no checkpoints. data is like ChunkOrder; what `validate` names first is to be small.
     """
     torch.manual_seed(cfg.seed)
-    model = LanguageModel(model_config(cfg)).to(run.device)
+    pretraining = data is None
+    if pretraining:
+        model, data = LanguageModel(model_config(cfg)).to(run.device), ChunkOrder(cfg, run)
     model.companion = companion
     optimizer = make_optimizer(model, cfg)
-    steps_per_epoch, total = count_steps(cfg, run)
+    steps_per_epoch, total = data.steps_per_epoch, data.total
     if run.rank == 0:
         os.makedirs(cfg.out_dir, exist_ok=True)
         disk.lock(cfg.out_dir)
-    step, best = load_run(cfg, run, model, optimizer, provenance) if cfg.resume else (0, math.inf)
+    # the last three: of the least validation loss so far, and validations since it was clearly beaten
+    step, best, best_step, waited = load_run(cfg, run, model, optimizer, provenance) if cfg.resume else (0, math.inf, 0, 0)
     if mean_over_ranks(torch.tensor(float(step)).to(run.device), run) != step:
         sys.exit(f"error: rank {run.rank} finds step {step} in {cfg.out_dir}, others another: all machines need the same folder")
-    if step >= total:
+    if step >= total or 0 < cfg.patience <= waited:
         if run.rank == 0:
-            print(f"nothing to do: {cfg.out_dir} is at step {step} of {total}; raise --max_iters or --epochs for more")
+            print(f"nothing to do: {cfg.out_dir} is at step {step} of {total}; raise --max_iters, --epochs or --patience for more")
         return model
     metrics = Metrics(cfg, run, step, first_record)
-    announce(cfg, run, model, steps_per_epoch, total)
+    if pretraining:
+        announce(cfg, run, model, steps_per_epoch, total)
     if run.compile:
         model.compile_blocks()
     with warnings.catch_warnings():
@@ -120,20 +131,19 @@ def train(cfg, run, loss_fn=next_token_loss, companion=None, provenance={}, firs
             model, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=companion is not None,
             device_ids=[run.device] if run.device.type == "cuda" else None)
     micro_steps = cfg.batch_size // (run.micro_batch * run.world)
-    order = ChunkOrder(cfg, run)
     guard = Guard(cfg, run, optimizer)
     signals = catch_signals()
     bar = tqdm(total=total, initial=step, disable=run.rank > 0 or not sys.stderr.isatty(), dynamic_ncols=True)
-    clock, clock_step = time.perf_counter(), step
+    clock, (unit, clock_seen) = time.perf_counter(), data.seen(step)
 
     model.train()
-    while step < total:
+    while step < total and not 0 < cfg.patience <= waited:
         lr = learning_rate(cfg, step, total)
         for group in optimizer.param_groups:
             group["lr"] = lr
         sums = {}
         for micro_step in range(micro_steps):
-            batch = order.batch(step, micro_step)
+            batch = data.batch(step, micro_step)
             seed_dropout(cfg.seed, step, micro_step, run.rank)
             last = micro_step == micro_steps - 1
             with contextlib.nullcontext() if last or ddp is model else ddp.no_sync():
@@ -155,33 +165,39 @@ def train(cfg, run, loss_fn=next_token_loss, companion=None, provenance={}, firs
         log = evaluation or mark or step % cfg.log_interval == 0
         asked = bool(signals)  # ranks agree on it where they meet anyway
         if log:
-            step_tokens = cfg.batch_size * cfg.seq_len
+            _, seen = data.seen(step)
             *values, asked = mean_over_ranks(torch.stack([*sums.values(), torch.tensor(float(asked), device=run.device)]), run).tolist()
-            record = dict(step=step, epoch=round(step / steps_per_epoch, 4), tokens=step * step_tokens,
-                          **dict(zip(sums, values)), lr=lr, grad_norm=grad_norm.item(), **guard.report(),
-                          tokens_per_s=round((step - clock_step) * step_tokens / (time.perf_counter() - clock)))
+            record = {"step": step, "epoch": round(step / steps_per_epoch, 4), unit: seen,
+                      **dict(zip(sums, values)), "lr": lr, "grad_norm": grad_norm.item(), **guard.report(),
+                      f"{unit}_per_s": round((seen - clock_seen) / (time.perf_counter() - clock))}
             if evaluation:
                 model.eval()
-                record["val_ce"] = evaluate(model, cfg, run)
+                validation = data.validate(model)
                 model.train()
-                best = min(best, guard.finite(record["val_ce"], step))
+                record.update(validation)
+                val_loss = guard.finite(next(iter(validation.values())), step)
+                waited = 0 if val_loss < best - 0.001 else waited + 1
+                if val_loss < best:
+                    best, best_step = val_loss, step
             metrics.log(record, bar)
         stop = asked and (log or run.world == 1) and step < total
         if stop and not log:
             guard.report()
         if mark and run.rank == 0:
-            disk.save_checkpoint(cfg.out_dir, mark, model, describe_run(cfg, run, model, step, record.get("val_ce"), provenance), run.tokenizer_file)
-        if evaluation or stop:
-            save_run(cfg, run, model, optimizer, step, record["val_ce"] if evaluation else None, best, provenance)
+            disk.save_checkpoint(cfg.out_dir, mark, model, describe_run(cfg, run, model, step, record.get("val_ce"), provenance), tokenizer_file(cfg, run))
+        if pretraining and (evaluation or stop):
+            save_run(cfg, run, model, optimizer, record["val_ce"] if evaluation else None, provenance,
+                     dict(step=step, best_val_ce=best, best_step=best_step, waited=waited))
         if log:
-            clock, clock_step = time.perf_counter(), step
+            clock, clock_seen = time.perf_counter(), seen
         if stop:
             bar.close()
             sys.exit(f"stopped by a signal at step {step} of {total} and saved; go on with --resume" if run.rank == 0 else 1)
     bar.close()
     release_signals()
     if run.rank == 0:
-        print(f"done: {cfg.out_dir}, best validation loss {best:.4f} nats per token")
+        early = f" (stopped early: {waited} validations without a better one)" if step < total else ""
+        print(f"done: {cfg.out_dir}, best {data.validation} {best:.4f} at step {best_step}{early}")
     return model
 
 
@@ -197,7 +213,6 @@ class Run(NamedTuple):
     compile: bool
     shards: disk.Shards  # the training split
     val: np.ndarray      # (this rank's validation chunks, T + 1)
-    tokenizer_file: str
 
     @property
     def dtype(self):
@@ -211,17 +226,11 @@ class Run(NamedTuple):
 def start(cfg):
     """The Run for `cfg`, with the process group started under torchrun. What a user can get wrong
     in settings, data or out_dir ends here in one line; nothing is written."""
-    for key in ("seq_len", "batch_size", "log_interval", "epochs"):
-        if getattr(cfg, key) < 1:
-            sys.exit(f"error: {key}={getattr(cfg, key)} must be at least 1")
-    for key, good, wanted in (("beta1", cfg.beta1 < 1, "below 1"), ("beta2", cfg.beta2 < 1, "below 1"),
-                              ("adam_eps", cfg.adam_eps > 0, "above 0"), ("mask_rate", cfg.mask_rate <= 1, "at most 1"),
-                              ("out_dir", cfg.out_dir, "a folder's name"),
-                              ("overwrite", not (cfg.overwrite and cfg.resume), "without --resume")):
+    check_loop_config(cfg)
+    for key, good, wanted in (("seq_len", cfg.seq_len > 0, "at least 1"), ("mask_rate", cfg.mask_rate <= 1, "at most 1"),
+                              ("n_labels", cfg.n_labels == 0, "0: finetune.py makes classifiers")):
         if not good:
             sys.exit(f"error: {key}={getattr(cfg, key)} must be {wanted}")
-    if cfg.wandb and not importlib.util.find_spec("wandb"):
-        sys.exit("error: --wandb needs the package: pip install wandb")
     check_model_config(cfg)
     if cfg.seq_len > cfg.block_size:
         sys.exit(f"error: chunks of seq_len={cfg.seq_len} are longer than the model's block_size={cfg.block_size}")
@@ -247,16 +256,32 @@ def start(cfg):
         cfg.resume, cfg.overwrite = False, True  # what is there is of a run that died before its first checkpoint
         if rank == 0:
             print(f"notice: {cfg.out_dir} has no checkpoint yet: starting at step 0")
+    device, bf16 = start_machine(cfg)
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    run = Run(device, rank, world, micro_batch, bf16, False, shards, val)
+    return run._replace(compile=pays_to_compile(cfg, run) and can_compile(device, rank))
+
+
+def check_loop_config(cfg):
+    for key, good, wanted in (*((key, getattr(cfg, key) > 0, "at least 1") for key in ("batch_size", "log_interval", "epochs")),
+                              ("beta1", cfg.beta1 < 1, "below 1"), ("beta2", cfg.beta2 < 1, "below 1"), ("adam_eps", cfg.adam_eps > 0, "above 0"),
+                              ("out_dir", cfg.out_dir, "a folder's name"),
+                              ("overwrite", not (cfg.overwrite and cfg.resume), "without --resume")):
+        if not good:
+            sys.exit(f"error: {key}={getattr(cfg, key)} must be {wanted}")
+    if cfg.wandb and not importlib.util.find_spec("wandb"):
+        sys.exit("error: --wandb needs the package: pip install wandb")
+
+
+def start_machine(cfg):
+    """The device, and whether its arithmetic is bfloat16."""
     device = pick_device(cfg.device)
     if cfg.deterministic == "on" or cfg.deterministic == "auto" and device.type == "cpu":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False
-    if world > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    bf16 = cfg.dtype == "bfloat16" or cfg.dtype == "auto" and multiplies_bf16(device)
-    run = Run(device, rank, world, micro_batch, bf16, False, shards, val, os.path.join(cfg.data_dir, shards.meta["tokenizer"]))
-    return run._replace(compile=pays_to_compile(cfg, run) and can_compile(device, rank))
+    return device, cfg.dtype == "bfloat16" or cfg.dtype == "auto" and multiplies_bf16(device)
 
 
 def pick_device(name):
@@ -323,18 +348,19 @@ def model_config(cfg):
 
 def make_optimizer(model, cfg):
     """AdamW; weight decay on matrices and embeddings, not on biases and norms (as in HF's Trainer)."""
-    params = list(model.parameters())
+    params = [p for p in model.parameters() if p.requires_grad]
     groups = [dict(params=[p for p in params if p.dim() >= 2], weight_decay=cfg.weight_decay),
               dict(params=[p for p in params if p.dim() < 2], weight_decay=0.0)]
     return torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=cfg.adam_eps, fused=True)
 
 
 def learning_rate(cfg, step, total):
-    """Linear warm-up to learning_rate over warmup_iters steps, then half a cosine to min_lr at the last."""
+    """Linear warm-up to learning_rate over warmup_iters steps, then half a cosine or a line to min_lr at the last."""
     if step < cfg.warmup_iters:
         return cfg.learning_rate * (step + 1) / (cfg.warmup_iters + 1)
     progress = (step - cfg.warmup_iters) / max(total - cfg.warmup_iters, 1)
-    return cfg.min_lr + (cfg.learning_rate - cfg.min_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+    share = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}[cfg.schedule]
+    return cfg.min_lr + (cfg.learning_rate - cfg.min_lr) * share
 
 
 def announce(cfg, run, model, steps_per_epoch, total):
@@ -357,12 +383,21 @@ def announce(cfg, run, model, steps_per_epoch, total):
 # --- data order: a pure function of (seed, epoch, position) ----------------------------------------
 
 class ChunkOrder:
-    """Which chunks a step sees. Neither ranks nor micro-batches change the order, and nothing of it
-    is saved: an epoch's permutation and offsets follow from (seed, epoch)."""
+    """Which chunks a step sees, and how the model is validated. Neither ranks nor micro-batches change the
+    order, and nothing of it is saved: an epoch's permutation and offsets follow from (seed, epoch)."""
+
+    validation = "validation loss, nats per token,"
 
     def __init__(self, cfg, run):
         self.cfg, self.run, self.epoch = cfg, run, None
-        self.steps_per_epoch, _ = count_steps(cfg, run)
+        self.steps_per_epoch, self.total = count_steps(cfg, run)
+
+    def seen(self, step):
+        """What is counted, and how much of it `step` steps saw."""
+        return "tokens", step * self.cfg.batch_size * self.cfg.seq_len
+
+    def validate(self, model):
+        return {"val_ce": evaluate(model, self.cfg, self.run)}
 
     def batch(self, step, micro_step):
         """This rank's share of a step's `micro_step`-th part."""
@@ -547,8 +582,9 @@ class Metrics:
         self.write(record)
         line = "  ".join(f"{k} {v:.3g}" if k in ("lr", "grad_norm") else f"{k} {v:.4f}" if isinstance(v, float) else f"{k} {v:,}"
                          for k, v in record.items())
-        bar.set_postfix_str(f"loss {record['loss']:.3f} lr {record['lr']:.2g} {record['tokens_per_s']:,} tok/s", refresh=False)
-        if bar.disable or "val_ce" in record:
+        speed = next(f"{v:,} {k.replace('_per_s', '/s')}" for k, v in record.items() if k.endswith("_per_s"))
+        bar.set_postfix_str(f"loss {record['loss']:.3f} lr {record['lr']:.2g} {speed}", refresh=False)
+        if bar.disable or any(k.startswith("val_") for k in record):
             bar.write(line, file=sys.stdout)
             sys.stdout.flush()
 
@@ -574,20 +610,25 @@ def word_mark(cfg, run, step):
 def describe_run(cfg, run, model, step, val_ce, provenance):
     """What a checkpoint's config.json says."""
     return dict(model=asdict(model.cfg), parameters=model.n_params(), step=step, val_ce=val_ce,
-                tokenizer=os.path.basename(run.tokenizer_file), tokenizer_sha256=run.shards.meta["tokenizer_sha256"],
+                tokenizer=run.shards.meta["tokenizer"], tokenizer_sha256=run.shards.meta["tokenizer_sha256"],
                 bos=run.shards.meta["options"]["bos"], data_sha256=disk.data_sha256(run.shards.meta),
                 git_revision=disk.git_revision(), torch=torch.__version__, train_config=asdict(cfg), **provenance)
 
 
-def save_run(cfg, run, model, optimizer, step, val_ce, best, provenance):
+def tokenizer_file(cfg, run):
+    return os.path.join(cfg.data_dir, run.shards.meta["tokenizer"])
+
+
+def save_run(cfg, run, model, optimizer, val_ce, provenance, counters):
     """Checkpoint, last.json, best.json if this is the best, in this order; older folders go last.
     val_ce is None where a signal cut the run short between two evaluations."""
     if run.rank == 0:
+        step = counters["step"]
         name = f"ckpt_{step}"
-        disk.save_checkpoint(cfg.out_dir, name, model, describe_run(cfg, run, model, step, val_ce, provenance), run.tokenizer_file,
-                             state=(resumable_tensors(model, optimizer), dict(step=step, best_val_ce=best)))
+        disk.save_checkpoint(cfg.out_dir, name, model, describe_run(cfg, run, model, step, val_ce, provenance), tokenizer_file(cfg, run),
+                             state=(resumable_tensors(model, optimizer), counters))
         disk.point_to(cfg.out_dir, "last.json", name, step, val_ce)
-        if val_ce is not None and val_ce <= best:
+        if counters["best_step"] == step:
             disk.point_to(cfg.out_dir, "best.json", name, step, val_ce)
         disk.drop_old_checkpoints(cfg.out_dir)
     if run.world > 1:
@@ -595,7 +636,7 @@ def save_run(cfg, run, model, optimizer, step, val_ce, best, provenance):
 
 
 def load_run(cfg, run, model, optimizer, provenance):
-    """Put the last checkpoint of out_dir into model and optimizer; returns (step, best validation CE)."""
+    """Put the last checkpoint of out_dir into model and optimizer; returns its counters."""
     folder = disk.find_resumable(cfg.out_dir)
     saved, _, described = disk.load_checkpoint(folder)
     if ("teachers" in described["train_config"]) != hasattr(cfg, "teachers"):
@@ -621,12 +662,12 @@ def load_run(cfg, run, model, optimizer, provenance):
     with torch.no_grad():
         for name, p in beside.items():
             p.copy_(tensors[name])
-    if run.rank == 0 and described["val_ce"] is not None and described["val_ce"] <= counters["best_val_ce"]:  # it may have died between the two pointers
+    if run.rank == 0 and counters["best_step"] == counters["step"]:  # it may have died between the two pointers
         disk.point_to(cfg.out_dir, "best.json", os.path.basename(folder), counters["step"], described["val_ce"])
     for name, p in model.named_parameters():
         if f"step.{name}" in tensors:  # a step may leave parts alone (adversarial_loss_fn)
             optimizer.state[p] = {key: tensors[f"{key}.{name}"].to(run.device) for key in ("step", "exp_avg", "exp_avg_sq")}
-    return counters["step"], counters["best_val_ce"]
+    return tuple(counters[key] for key in disk.COUNTERS)
 
 
 def resumable_tensors(model, optimizer):
