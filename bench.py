@@ -70,6 +70,8 @@ PEER_WAYS = {"peer, float32": "", "peer, float32, compiled": "--compile", "peer,
 
 
 def main(cfg):
+    if not (cfg.steps and cfg.repeats):
+        sys.exit(f"error: steps={cfg.steps} and repeats={cfg.repeats} must be at least 1")
     if cfg.json:
         print(json.dumps(measure(cfg)))
     else:

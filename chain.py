@@ -12,11 +12,13 @@ settings have changed is refused.
 import hashlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 import config
 import disk
@@ -31,7 +33,7 @@ class ChainConfig:
     data_dir: str = "data/babylm"
     out_dir: str = "out/chain"         # a run folder per generation, and results.jsonl
     blimp: tuple[str, ...] = ()        # folders of minimal pairs to score each generation on
-    eval_dtype: str = "float32"        # for eval_blimp.py
+    eval_dtype: Literal["float32", "bfloat16"] = "float32"  # for eval_blimp.py
     nproc_per_node: int = 0            # GPUs: each generation under torchrun; 0 = one process
 
 
@@ -41,12 +43,16 @@ def main(cfg):
     for folder in cfg.blimp:
         if not os.path.isdir(folder):
             sys.exit(f"error: no folder of minimal pairs '{folder}'")
+    if len({os.path.basename(os.path.normpath(folder)) for folder in cfg.blimp}) < len(cfg.blimp):
+        sys.exit("error: two of the folders of minimal pairs have the same name")
     plan = [plan_generation(cfg, i) for i in range(len(cfg.generations))]  # mistakes show before the first is trained
     data_sha256 = disk.data_sha256(disk.read_meta(cfg.data_dir))
     rows = read_results(cfg)
     for name, script, argv, settings_sha256 in plan:
         begun = dict(generation=name, settings_sha256=settings_sha256, data_sha256=data_sha256)
         row = rows.setdefault(name, begun)
+        if "val_ce" not in row and not has_checkpoint(os.path.join(cfg.out_dir, name)):
+            row = rows[name] = begun  # nothing came of it: its settings may have been the mistake
         if {k: row[k] for k in begun} != begun:
             sys.exit(f"error: {cfg.out_dir}/results.jsonl has '{name}' with other settings or data; name another --out_dir")
         if row == begun:
@@ -63,8 +69,10 @@ def plan_generation(cfg, i):
     earlier = [line.split()[0] for line in cfg.generations[:i]]
     own = [w for w in words if w.startswith("--") or w.endswith(".py")]
     words = [w for w in words if w not in own]
-    if not own or name in earlier or "/" in name:
-        sys.exit(f"error: generation {i + 1}, '{cfg.generations[i]}', is not 'name config_file teacher ...' with a new name")
+    if not own or name in earlier or not re.fullmatch(r"\w[\w-]*", name):
+        sys.exit(f"error: generation {i + 1}, '{cfg.generations[i]}', is not 'name config_file teacher ...' with a new name of letters, digits, - and _")
+    for flag in (w for w in [*own, *cfg.settings] if w.split("=")[0] in ("--out_dir", "--data_dir", "--teachers", "--resume", "--overwrite")):
+        sys.exit(f"error: {flag} in generation '{name}' is chain.py's to say; see its --help")
     teachers = [os.path.join(cfg.out_dir, w) if w in earlier else w for w in words]
     for teacher in words:
         if teacher not in earlier and not os.path.isdir(teacher):
@@ -76,8 +84,10 @@ def plan_generation(cfg, i):
     resolved = config.configure(DistillConfig if teachers else TrainConfig, argv)
     if teachers:
         teacher_dtypes(resolved)
+    if cfg.blimp and not resolved.causal:
+        sys.exit(f"error: generation '{name}' is a masked language model (causal=False): it cannot be scored on pairs, nor taught")
     settings = {**asdict(resolved), "blimp": cfg.blimp, "eval_dtype": cfg.eval_dtype}
-    for key in ("data_dir", "out_dir", "device", "compile"):  # where, not what
+    for key in ("data_dir", "out_dir", "device", "compile", "micro_batch_size", "log_interval", "wandb"):  # where and how, not what
         del settings[key]
     return name, "distill.py" if teachers else "train.py", argv, hashlib.sha256(json.dumps(settings).encode()).hexdigest()
 
@@ -109,7 +119,7 @@ def command(script, *args, nproc=0, quiet=False):
             pass  # the child got it too: it saves first
     signal.signal(signal.SIGTERM, before)
     if child.returncode:
-        sys.exit(f"error: {script} failed or was stopped; the same command goes on from there")
+        sys.exit(f"error: {script} ended with code {child.returncode}, the reason is above; the same command goes on with what is done so far")
 
 
 def read_results(cfg):
@@ -121,9 +131,21 @@ def read_results(cfg):
         return {}
     with open(path) as f:
         try:
-            return {row["generation"]: row for row in map(json.loads, f)}
-        except (ValueError, TypeError, KeyError) as e:
+            rows = {row["generation"]: row for row in map(json.loads, f)}
+            for row in rows.values():
+                if not BEGUN <= row.keys() or "val_ce" in row and not (DONE <= row.keys() and isinstance(row["val_ce"], float)):
+                    raise ValueError(f"'{row['generation']}' lacks something")
+            return rows
+        except (ValueError, TypeError, KeyError, AttributeError) as e:
             sys.exit(f"error: {path} is damaged ({type(e).__name__}: {e}); repair it, or name another --out_dir")
+
+
+BEGUN = {"generation", "settings_sha256", "data_sha256"}
+DONE = BEGUN | {"teachers", "parameters", "accuracy"}
+
+
+def has_checkpoint(folder):
+    return os.path.isdir(folder) and any(re.fullmatch(r"ckpt_\d+", name) for name in os.listdir(folder))
 
 
 def write_results(cfg, rows):

@@ -159,9 +159,12 @@ def read_meta(data_dir):
     if not os.path.isfile(path):
         sys.exit(f"error: {data_dir} is unfinished (no meta.json); run prepare.py again")
     meta = read_json(path, ("format_version", "vocab_size", "tokenizer", "tokenizer_sha256", "pad", "options", "shards"))
-    if not isinstance(meta["shards"], list) or not all(
-            isinstance(s, dict) and {"split", "file", "tokens", "sha256"} <= s.keys() for s in meta["shards"]):
+    if not isinstance(meta["shards"], list) or not meta["shards"] or not all(
+            isinstance(s, dict) and all(isinstance(s.get(key), str) for key in ("split", "file", "sha256"))
+            and isinstance(s.get("tokens"), int) and s["tokens"] > 0 for s in meta["shards"]):
         sys.exit(f"error: {path} is damaged: 'shards' does not describe shards")
+    if not isinstance(meta["tokenizer"], str) or not isinstance(meta["vocab_size"], int) or "bos" not in dict(meta["options"] or {}):
+        sys.exit(f"error: {path} is damaged: 'tokenizer', 'vocab_size' or 'options' is not what prepare.py writes")
     if meta["format_version"] != FORMAT_VERSION:
         sys.exit(f"error: {path} has format {meta['format_version']}, this code reads {FORMAT_VERSION}; "
                  "prepare it again")
@@ -272,7 +275,10 @@ def checkpoints(out_dir, last=None):
 
 def find_resumable(out_dir):
     """The folder last.json names, whole. If it is damaged, exits naming the one before it."""
-    folders = checkpoints(out_dir, pointed(out_dir, "last.json"))
+    last = pointed(out_dir, "last.json")
+    folders = checkpoints(out_dir, last)
+    if last and os.path.isdir(os.path.join(out_dir, last)) and os.path.join(out_dir, last) not in folders:
+        folders.insert(0, os.path.join(out_dir, last))  # without state.json: damaged
     wrong = damage(folders[0]) if folders else "no checkpoint to resume from"
     if wrong:
         good = next((folder for folder in folders[1:] if not damage(folder)), None)

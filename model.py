@@ -74,6 +74,7 @@ class LanguageModel(nn.Module):
     def compile_blocks(self, dynamic=False):
         """Compile each layer in place. One after another and not as a whole: blocks alike compile once,
         and DDP can send a layer's gradient while the layers below it are still being differentiated."""
+        torch._dynamo.config.recompile_limit = 64  # of Block.forward, for student and teachers together; past it torch gives up silently
         for layer in self.model.layers:
             layer.compile(dynamic=dynamic)
 

@@ -103,6 +103,9 @@ def main(cfg):
 def verify(data_dir):
     """Exit at the first file of a data folder that is not what meta.json says."""
     meta = disk.read_meta(data_dir)
+    vocab_size = disk.load_tokenizer(os.path.join(data_dir, meta["tokenizer"])).vocab_size
+    if vocab_size != meta["vocab_size"]:
+        sys.exit(f"error: {data_dir}/meta.json says vocab_size={meta['vocab_size']}, its tokenizer has {vocab_size}; prepare {data_dir} again")
     tokens = sum(len(disk.open_shard(data_dir, s)) for s in meta["shards"])
     print(f"{data_dir}: tokenizer and {len(meta['shards'])} shards with {tokens:,} tokens are as meta.json says")
 

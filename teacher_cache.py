@@ -9,6 +9,8 @@ arithmetic does to them anyway; cached top-k logits are not.
     cache/<teacher>/  cache.json (whose states of what), states_00000.bin ... (bfloat16, chunks x seq_len x C),
                       states_00000.json ... (SHA-256, written last: a pass that was cut short goes on)
 """
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -31,6 +33,8 @@ def cached_states(cfg, run, teachers):
     if cfg.random_offset:
         sys.exit("error: teacher_cache wants fixed chunks, since a state depends on where its chunk begins: "
                  "use --random_offset=False")
+    if os.path.lexists(cfg.teacher_cache) and not os.path.isdir(cfg.teacher_cache):
+        sys.exit(f"error: teacher_cache={cfg.teacher_cache} is not a folder; name one, or a new one")
     caches = [StateCache(cfg, run, i, t) for i, t in enumerate(teachers)]
     if len({c.folder for c in caches}) < len(caches):
         sys.exit(f"error: two of teachers={','.join(cfg.teachers)} would share a folder in {cfg.teacher_cache}")
@@ -64,18 +68,19 @@ class StateCache:
         self.cfg, self.run, self.width, self.chunks = cfg, run, width, n_chunks(cfg, run.shards)
         self.per_shard = max(1, SHARD_BYTES // (2 * width * cfg.seq_len))  # chunks
         self.shards = range(-(-self.chunks // self.per_shard))
-        self.folder = os.path.join(cfg.teacher_cache, re.sub(r"\W+", "_", path).strip("_"))
+        self.folder = os.path.join(cfg.teacher_cache, re.sub(r"\W+", "_", os.path.normpath(path)).strip("_"))
         self.identity = dict(
-            format_version=disk.FORMAT_VERSION, teacher=path, seq_len=cfg.seq_len, width=width, chunks_per_shard=self.per_shard,
+            format_version=disk.FORMAT_VERSION, seq_len=cfg.seq_len, width=width, chunks_per_shard=self.per_shard,
             weights_sha256=teacher.weights_sha256,
             data_sha256=disk.data_sha256(run.shards.meta), dtype="bfloat16" if run.bf16 else "float32",
             teacher_dtype=cfg.teacher_dtype[i % len(cfg.teacher_dtype)])
+        self.identity_sha256 = hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()
         if os.path.isfile(os.path.join(self.folder, "cache.json")):
             found = disk.read_json(os.path.join(self.folder, "cache.json"))
             for key, value in self.identity.items():
                 if found.get(key) != value:
                     sys.exit(f"error: the teacher cache {self.folder} is of something else ({key} was {found.get(key)}, is "
-                             f"{value}); delete it or name another --teacher_cache")
+                             f"{value}); delete that folder or name another --teacher_cache")
 
     def shard(self, k, ending="bin"):
         return os.path.join(self.folder, f"states_{k:05d}.{ending}")
@@ -83,9 +88,15 @@ class StateCache:
     def chunks_of(self, k):
         return range(k * self.per_shard, min((k + 1) * self.per_shard, self.chunks))
 
+    def has(self, k):
+        """True if shard k is there; one of another teacher or data is refused."""
+        path = self.shard(k, "json")
+        if os.path.isfile(path) and disk.read_json(path, ("sha256", "identity_sha256"))["identity_sha256"] != self.identity_sha256:
+            sys.exit(f"error: {path} is of another teacher or data; delete {self.folder} or name another --teacher_cache")
+        return os.path.isfile(path)
+
     def missing_bytes(self):
-        return sum(2 * self.width * self.cfg.seq_len * len(self.chunks_of(k)) for k in self.shards
-                   if not os.path.isfile(self.shard(k, "json")))
+        return sum(2 * self.width * self.cfg.seq_len * len(self.chunks_of(k)) for k in self.shards if not self.has(k))
 
     @torch.no_grad()
     def write(self, teacher):
@@ -97,7 +108,7 @@ class StateCache:
             disk.write_json(os.path.join(self.folder, "cache.json"), self.identity)
         if run.world > 1:
             dist.barrier()
-        todo = [k for k in self.shards[run.rank::run.world] if not os.path.isfile(self.shard(k, "json"))]
+        todo = [k for k in self.shards[run.rank::run.world] if not self.has(k)]
         for k in tqdm(todo, desc=self.folder, unit="shard", disable=run.rank > 0 or not sys.stderr.isatty()):
             chunks = self.chunks_of(k)
             with open(self.shard(k), "wb") as f:
@@ -108,7 +119,7 @@ class StateCache:
                         h = teacher.model(batch.x)  # (B, T, C)
                     h[:chunks.stop - i].bfloat16().view(torch.int16).cpu().numpy().tofile(f)
             disk.flush_to_disk(self.shard(k))
-            disk.write_json(self.shard(k, "json"), dict(sha256=disk.sha256(self.shard(k))))
+            disk.write_json(self.shard(k, "json"), dict(sha256=disk.sha256(self.shard(k)), identity_sha256=self.identity_sha256))
 
     def open(self):
         """The shards as memory maps; each rank verifies its share of the checksums."""

@@ -128,7 +128,7 @@ def train(cfg, run, loss_fn=next_token_loss, companion=None, provenance={}, firs
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has a new name for broadcast_buffers, 2.11 only this one
         ddp = model if run.world == 1 else DistributedDataParallel(
-            model, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=companion is not None,
+            model, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=bool(getattr(cfg, "generator", "")),
             device_ids=[run.device] if run.device.type == "cuda" else None)
     micro_steps = cfg.batch_size // (run.micro_batch * run.world)
     guard = Guard(cfg, run, optimizer)
@@ -556,7 +556,7 @@ class Metrics:
         path = os.path.join(cfg.out_dir, "metrics.jsonl")
         kept = []
         if cfg.resume and os.path.exists(path):  # cut back to the checkpoint
-            with open(path) as f:
+            with open(path, errors="replace") as f:
                 kept = [line for line in f if line.endswith("\n") and step_of(line) <= step]
         with open(path + ".tmp", "w") as f:
             f.writelines(kept)
@@ -592,7 +592,7 @@ class Metrics:
 def step_of(line):
     """The step of a line of metrics.jsonl; a damaged line lies after every step."""
     try:
-        return json.loads(line)["step"]
+        return int(json.loads(line)["step"])
     except (ValueError, TypeError, KeyError):
         return math.inf
 
@@ -648,6 +648,10 @@ def load_run(cfg, run, model, optimizer, provenance):
     if described["data_sha256"] != disk.data_sha256(run.shards.meta):
         sys.exit(f"error: {folder} was trained on other data than {cfg.data_dir}; resume with "
                  f"--data_dir={described['train_config']['data_dir']}")
+    for key in ("seed", "batch_size", "seq_len", "random_offset"):
+        if described["train_config"][key] != getattr(cfg, key):
+            sys.exit(f"error: {folder} was trained with {key}={described['train_config'][key]}, not {getattr(cfg, key)}: the data order and what is "
+                     "counted depend on it; resume with its own")
     changed = differences(described["train_config"], json.loads(json.dumps(asdict(cfg))), ("resume", "overwrite"))
     if changed and run.rank == 0:
         print(f"notice: resuming with changed settings: {changed}")
@@ -662,12 +666,30 @@ def load_run(cfg, run, model, optimizer, provenance):
     with torch.no_grad():
         for name, p in beside.items():
             p.copy_(tensors[name])
-    if run.rank == 0 and counters["best_step"] == counters["step"]:  # it may have died between the two pointers
-        disk.point_to(cfg.out_dir, "best.json", os.path.basename(folder), counters["step"], described["val_ce"])
+    settle_best(cfg, run, counters)
     for name, p in model.named_parameters():
         if f"step.{name}" in tensors:  # a step may leave parts alone (adversarial_loss_fn)
             optimizer.state[p] = {key: tensors[f"{key}.{name}"].to(run.device) for key in ("step", "exp_avg", "exp_avg_sq")}
     return tuple(counters[key] for key in disk.COUNTERS)
+
+
+def settle_best(cfg, run, counters):
+    """Make best.json name the best checkpoint up to the step resumed from. It may name an older one, where a run died
+    between its two pointers; or one that is gone or will be trained again, where the user deleted a damaged one."""
+    val_ce = {}
+    for name in os.listdir(cfg.out_dir):
+        if re.fullmatch(r"ckpt_\d+", name) and int(name[5:]) <= counters["step"]:
+            described = disk.read_json(os.path.join(cfg.out_dir, name, "config.json"), ("val_ce",))
+            if described["val_ce"] is not None:
+                val_ce[int(name[5:])] = described["val_ce"]
+    if counters["best_step"] not in val_ce:
+        counters["best_step"] = min(val_ce, key=val_ce.get, default=0)
+        counters["best_val_ce"] = val_ce.get(counters["best_step"], math.inf)
+    if run.rank == 0:
+        if val_ce:
+            disk.point_to(cfg.out_dir, "best.json", f"ckpt_{counters['best_step']}", counters["best_step"], counters["best_val_ce"])
+        elif os.path.exists(os.path.join(cfg.out_dir, "best.json")):
+            os.remove(os.path.join(cfg.out_dir, "best.json"))
 
 
 def resumable_tensors(model, optimizer):

@@ -77,7 +77,7 @@ def test_other_settings_are_not_mixed_in(corpus, data, tmp_path, in_process):
 @pytest.mark.parametrize("line,message", [
     ("", "is not 'name config_file teacher"), ("a", "is not 'name config_file"), ("a x.py", "no config file 'x.py'"),
     ("a small.py b", "teacher 'b' is neither an earlier generation nor a run folder"), ("a small.py --n_lyer=1", "did you mean 'n_layer'"),
-    ("../a small.py", "is not 'name"), ("a small.py out --teacher_dtype=int8,int8", "teacher 'out' is neither")])
+    ("../a small.py", "is not 'name"), (".. small.py", "is not 'name"), ("results.jsonl small.py", "is not 'name"), ("a small.py out --teacher_dtype=int8,int8", "teacher 'out' is neither")])
 def test_bad_chains_are_one_line(corpus, data, tmp_path, in_process, line, message):
     with pytest.raises(SystemExit, match=message):
         chain.main(chain_config(corpus, data, tmp_path, line.replace("small.py", f"{tmp_path}/small.py")))
@@ -92,3 +92,25 @@ def test_the_papers_chain_is_a_window_of_three():
     for i, line in enumerate(cfg.generations[1:], 1):
         file, *teachers = [w for w in line.split()[1:] if not w.startswith("--")]
         assert teachers == names[max(0, i - 3):i] and file == f"config/reverse_{names[i].split('-')[0]}m.py"
+
+
+def test_a_generation_that_never_trained_may_be_corrected(corpus, data, tmp_path, in_process):
+    with pytest.raises(SystemExit, match="must be a multiple of micro_batch_size"):
+        chain.main(chain_config(corpus, data, tmp_path, f"a {tmp_path}/small.py --batch_size=7 --micro_batch_size=3"))
+    chain.main(chain_config(corpus, data, tmp_path, f"a {tmp_path}/small.py"))
+
+
+@pytest.mark.parametrize("rows", ['{"generation": "a"}', '{"generation": "a", "settings_sha256": "x", "data_sha256": "y", "val_ce": 1.0}', "[]", "{"])
+def test_damaged_results_are_one_line(corpus, data, tmp_path, in_process, rows):
+    (tmp_path / "chain").mkdir()
+    (tmp_path / "chain/results.jsonl").write_text(rows + "\n")
+    with pytest.raises(SystemExit, match="^error: .*results.jsonl is damaged[^\n]*$"):
+        chain.main(chain_config(corpus, data, tmp_path))
+
+
+def test_what_a_generation_cannot_say(corpus, data, tmp_path, in_process):
+    with pytest.raises(SystemExit, match="is chain.py's to say"):
+        chain.main(chain_config(corpus, data, tmp_path, f"a {tmp_path}/small.py --resume"))
+    with pytest.raises(SystemExit, match="cannot be scored on pairs"):
+        chain.main(chain_config(corpus, data, tmp_path, f"a {tmp_path}/small.py --causal=False"))
+    assert in_process == []

@@ -239,7 +239,9 @@ def test_foreign_stale_and_damaged_caches_are_refused(corpus, data, teachers, tm
     cached(data, tmp_path / "again", **change)
     shutil.rmtree(own)
     shutil.copytree(teachers[1], own)  # another model under the same name
-    refused("delete it or name another --teacher_cache", data, tmp_path / "n", **change)
+    refused("delete that folder or name another --teacher_cache", data, tmp_path / "n", **change)
+    os.remove(os.path.join(os.path.dirname(shard), "cache.json"))  # not enough
+    refused("states_0000..json is of another teacher or data", data, tmp_path / "n", **change)
 
 
 def refused(message, data, out, teachers, cache, **change):

@@ -368,6 +368,16 @@ def test_verify_finds_a_flipped_bit(corpus, tmp_path, capsys):
     main(PrepareConfig(verify=d))
 
 
+@pytest.mark.parametrize("change", [dict(shards=[]), dict(shards=[dict(split="train", file="x", tokens=None, sha256="")]), dict(vocab_size=400),
+                                    dict(options=None), dict(tokenizer=5)])
+def test_verify_finds_an_edited_description(data, tmp_path, change):
+    shutil.copytree(data, tmp_path / "d")
+    meta = json.load(open(tmp_path / "d/meta.json"))
+    json.dump({**meta, **change}, open(tmp_path / "d/meta.json", "w"))
+    with pytest.raises(SystemExit, match="^error: [^\n]*meta.json[^\n]*$"):
+        main(PrepareConfig(verify=str(tmp_path / "d")))
+
+
 def test_two_at_once_do_not_mix(corpus, tmp_path):
     """One of two that write the same folder at the same time ends in one line; what is there is whole."""
     command = [sys.executable, prepare.__file__, f"--input_dir={corpus}/text", f"--data_dir={tmp_path}/d", "--vocab_size=500"]

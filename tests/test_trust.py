@@ -368,3 +368,37 @@ def test_a_pickle_is_never_opened(tmp_path, data):
     with pytest.raises(Exception, match="(?i)header|safetensor"):
         distill.main(config(data, tmp_path / "s", teachers=(str(tmp_path / "t"),)))
     assert not os.path.exists(tmp_path / "exploded")
+
+
+def test_the_best_is_decided_again_where_the_user_deleted_it(data, tmp_path):
+    """ckpt_8 was the best, was damaged and deleted; trained again it may be worse, and best.json must not take it for the old one."""
+    run_train(data, tmp_path / "run", eval_interval=2, max_iters=8)
+    step = lambda: json.load(open(tmp_path / "run/best.json"))
+    assert step()["folder"] == "ckpt_8"
+    shutil.rmtree(tmp_path / "run/ckpt_8")
+    run_train(data, tmp_path / "run", eval_interval=2, max_iters=10, resume=True, learning_rate=30.0, min_lr=30.0, grad_clip=0.0)
+    assert step()["folder"] == "ckpt_6"
+    assert step()["val_ce"] == disk.read_checkpoint_config(str(tmp_path / "run/ckpt_6"))["val_ce"]
+    assert min(r["val_ce"] for r in records(tmp_path / "run") if "val_ce" in r) == step()["val_ce"]
+
+
+def test_metrics_that_a_power_cut_left_damaged(data, tmp_path):
+    run_train(data, tmp_path / "run", max_iters=3)
+    with open(tmp_path / "run/metrics.jsonl", "ab") as f:
+        f.write(b'{"step": null}\n\xff\xfe\x00bad\n')
+    run_train(data, tmp_path / "run", max_iters=6, resume=True)
+    assert [r["step"] for r in records(tmp_path / "run")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_last_checkpoint_without_its_state_is_refused(data, tmp_path):
+    run_train(data, tmp_path / "run", max_iters=6)
+    os.remove(tmp_path / "run/ckpt_6/state.json")
+    with pytest.raises(SystemExit, match="ckpt_6/state.json is missing; the last good checkpoint is .*ckpt_3: delete"):
+        run_train(data, tmp_path / "run", max_iters=9, resume=True)
+
+
+@pytest.mark.parametrize("change", [dict(batch_size=4), dict(seed=1), dict(seq_len=16), dict(random_offset=True)])
+def test_what_the_data_order_depends_on_stays_as_it_was(data, tmp_path, change):
+    run_train(data, tmp_path / "run", max_iters=3)
+    with pytest.raises(SystemExit, match=f"trained with {next(iter(change))}="):
+        run_train(data, tmp_path / "run", max_iters=6, resume=True, **change)
