@@ -44,8 +44,7 @@ def configure(cls, argv=None):
     if "--help" in argv or "-h" in argv:
         print(help_text(cls))
         sys.exit(0)
-    types = typing.get_type_hints(cls)
-    values = {}
+    types, values = typing.get_type_hints(cls), {}
     for path in (a for a in argv if not a.startswith("-")):
         for key, value in run_config_file(path).items():
             values[key] = checked(types, key, value, path)

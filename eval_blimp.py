@@ -242,7 +242,7 @@ def preferred(pairs, scores):
 
 
 def add_predictions(path, groups):
-    """Put folder -> task -> predictions into the gzipped JSON at `path`, beside the other groups that it has."""
+    """Put folder -> task -> predictions into the gzipped JSON at `path`, beside what else it has."""
     names = {"blimp_filtered": "blimp", "supplement_filtered": "blimp_supplement", "ewok_filtered": "ewok"}
     there = {}
     if os.path.isfile(path):
@@ -252,7 +252,9 @@ def add_predictions(path, groups):
         except (OSError, ValueError, EOFError) as e:
             sys.exit(f"error: {path} is no gzipped JSON of predictions to add to: {e}")
     with gzip.open(path + ".tmp", "wt", encoding="utf-8") as f:
-        json.dump({**there, **{names.get(group, group): tasks for group, tasks in groups.items()}}, f)
+        for group, tasks in groups.items():
+            there.setdefault(names.get(group, group), {}).update(tasks)
+        json.dump(there, f)
     os.replace(path + ".tmp", path)
 
 

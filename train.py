@@ -161,7 +161,7 @@ def train(cfg, run, loss_fn=next_token_loss, companion=None, provenance={}, firs
 
         # from here on the host waits for the device, at some steps only
         evaluation = step == total or step % (cfg.eval_interval or steps_per_epoch) == 0
-        mark = word_mark(cfg, run, step) if cfg.keep_words else ""
+        mark = word_mark(cfg, run, step) if pretraining and cfg.keep_words else ""
         log = evaluation or mark or step % cfg.log_interval == 0
         asked = bool(signals)  # ranks agree on it where they meet anyway
         if log:
