@@ -173,7 +173,7 @@ def write_data(folder, n_tokens):
     disk.save_tiktoken(bpe, os.path.join(folder, "tokenizer.json"))
     shard = dict(file="train_00000.bin", tokens=n_tokens + 1, sha256=disk.sha256(os.path.join(folder, "train_00000.bin")))
     disk.write_json(os.path.join(folder, "meta.json"), dict(
-        format_version=disk.FORMAT_VERSION, vocab_size=VOCAB, tokenizer="tokenizer.json", pad=None, options=dict(bos="none"),
+        format_version=disk.FORMAT_VERSION, vocab_size=VOCAB, tokenizer="tokenizer.json", pad=None, options=dict(bos="none"), words=dict(train={}),
         tokenizer_sha256=disk.sha256(os.path.join(folder, "tokenizer.json")), shards=[dict(split=s, **shard) for s in ("train", "val")]))
 
 

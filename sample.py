@@ -1,6 +1,7 @@
 """Continue a prompt.
 
     python sample.py --ckpt=out/babyllama --prompt="Once upon a time" --length=100
+    python sample.py --ckpt=out/babyllama     # reads prompts, a line each, until Ctrl-D
 """
 import sys
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from train import pick_device
 @dataclass
 class SampleConfig:
     ckpt: tuple[str, ...] = ()  # run folder (its best checkpoint) or checkpoint folder; several: their ensemble
-    prompt: str = ""
+    prompt: str = ""            # '' = ask for prompts
     length: int = 100           # tokens to add
     temperature: float = 0.8    # 0 = always the likeliest token
     top_k: int = 50             # choose among this many; 0 = all
@@ -29,10 +30,20 @@ def main(cfg):
         sys.exit("error: say which model: --ckpt=out/run")
     models, tokenizer, described = load_ensemble(cfg.ckpt, pick_device(cfg.device))
     sys.stdout.reconfigure(errors="replace")  # for terminals that are not UTF-8
-    ids = tokenizer.encode(cfg.prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
-    if described["bos"] != "none" or not ids:  # a model trained without <s> knows it only as a last resort
-        ids = [tokenizer.bos if tokenizer.bos is not None else 0] + ids
-    print(tokenizer.decode(generate(models, ids, cfg.length, cfg.temperature, cfg.top_k, cfg.seed)))
+    for i, prompt in enumerate([cfg.prompt] if cfg.prompt else typed_prompts()):
+        ids = tokenizer.encode(prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
+        if described["bos"] != "none" or not ids:  # a model trained without <s> knows it only as a last resort
+            ids = [tokenizer.bos if tokenizer.bos is not None else 0] + ids
+        print(tokenizer.decode(generate(models, ids, cfg.length, cfg.temperature, cfg.top_k, cfg.seed + i)), flush=True)
+
+
+def typed_prompts():
+    """Lines of standard input; an empty one asks for text from nothing."""
+    while True:
+        try:
+            yield input("\nprompt> " if sys.stdin.isatty() else "")
+        except (EOFError, KeyboardInterrupt):
+            return
 
 
 @torch.no_grad()

@@ -61,6 +61,7 @@ class LoopConfig:
     patience: int = 0             # stop after so many validations in a row that do not improve on the best by 0.001; 0 = never
     log_interval: int = 10
     wandb: bool = False           # also log there (pip install wandb)
+    tensorboard: bool = False     # also write its event files into out_dir (pip install tensorboard)
     # machine
     device: Literal["auto", "cpu", "cuda"] = "auto"
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the arithmetic; auto: bfloat16 where hardware has it
@@ -270,8 +271,9 @@ def check_loop_config(cfg):
                               ("overwrite", not (cfg.overwrite and cfg.resume), "without --resume")):
         if not good:
             sys.exit(f"error: {key}={getattr(cfg, key)} must be {wanted}")
-    if cfg.wandb and not importlib.util.find_spec("wandb"):
-        sys.exit("error: --wandb needs the package: pip install wandb")
+    for package in ("wandb", "tensorboard"):
+        if getattr(cfg, package) and not importlib.util.find_spec(package):
+            sys.exit(f"error: --{package} needs the package: pip install {package}")
 
 
 def start_machine(cfg):
@@ -544,7 +546,7 @@ def mean_over_ranks(values, run):
 # --- what a run leaves on disk --------------------------------------------------------------------
 
 class Metrics:
-    """metrics.jsonl, the bar on a terminal or log lines in a file, and wandb if asked for."""
+    """metrics.jsonl, the bar on a terminal or log lines in a file, and wandb or tensorboard if asked for."""
 
     def __init__(self, cfg, run, step, first_record):
         self.rank = run.rank
@@ -562,10 +564,13 @@ class Metrics:
             f.writelines(kept)
         os.replace(path + ".tmp", path)
         self.file = open(path, "a")
-        self.wandb = None
+        self.wandb = self.tensorboard = None
         if cfg.wandb:
             import wandb
             self.wandb = wandb.init(project="nanobabyllama", name=os.path.basename(cfg.out_dir), config=asdict(cfg))
+        if cfg.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+            self.tensorboard = SummaryWriter(cfg.out_dir, purge_step=step + 1)
         if first_record and not kept:
             self.write(dict(step=0, **first_record))
 
@@ -575,6 +580,11 @@ class Metrics:
         self.file.flush()
         if self.wandb:
             self.wandb.log(record, step=record["step"])
+        if self.tensorboard:
+            for name, value in record.items():
+                if isinstance(value, (int, float)) and name != "step":
+                    self.tensorboard.add_scalar(name, value, record["step"])
+            self.tensorboard.flush()
 
     def log(self, record, bar):
         if self.rank > 0:
@@ -600,18 +610,22 @@ def step_of(line):
 def word_mark(cfg, run, step):
     """'chck_20M' if this step reaches 20M words, of the marks 1M to 10M, 20M to 100M, 200M and so on; else ''.
     Words are blank-separated and counted by prepare.py after cleaning; a token is its average share of one."""
-    words_per_token = sum(run.shards.meta["words"]["train"].values()) / len(run.shards)
+    words_per_token = train_words(run) / len(run.shards)
     before, words = ((step - past) * cfg.batch_size * cfg.seq_len * words_per_token / 1e6 for past in (1, 0))
     unit = 10 ** int(math.log10(max(words, 1)))
     mark = int(words / unit) * unit
     return f"chck_{mark}M" if before < mark else ""
 
 
+def train_words(run):
+    return sum(run.shards.meta["words"]["train"].values())
+
+
 def describe_run(cfg, run, model, step, val_ce, provenance):
     """What a checkpoint's config.json says."""
     return dict(model=asdict(model.cfg), parameters=model.n_params(), step=step, val_ce=val_ce,
                 tokenizer=run.shards.meta["tokenizer"], tokenizer_sha256=run.shards.meta["tokenizer_sha256"],
-                bos=run.shards.meta["options"]["bos"], data_sha256=disk.data_sha256(run.shards.meta),
+                bos=run.shards.meta["options"]["bos"], data_sha256=disk.data_sha256(run.shards.meta), words=train_words(run),
                 git_revision=disk.git_revision(), torch=torch.__version__, train_config=asdict(cfg), **provenance)
 
 

@@ -1,5 +1,6 @@
 """BLiMP scoring against an independent one: Hugging Face's model, one sentence at a time, float64."""
 import gzip
+import io
 import json
 import math
 import os
@@ -151,6 +152,19 @@ def test_unwritable_results_are_refused_before_scoring(corpus, teachers, tmp_pat
     for change in (dict(out=str(tmp_path / "no" / "x.json")), dict(items=str(tmp_path))):
         with pytest.raises(SystemExit, match="cannot write"):
             eval_blimp.main(EvalConfig(ckpt=(teachers[0],), data=(f"{corpus}/pairs",), device="cpu", **change))
+
+
+def test_prompts_are_read_where_none_is_given(teachers, capsys, monkeypatch):
+    """Each line is answered as `--prompt` would be, with the next seed; an empty one too."""
+    cfg = dict(ckpt=(teachers[1],), length=8, device="cpu")
+    monkeypatch.setattr("sys.stdin", io.StringIO("the dog\n\na cat\n"))
+    sample.main(sample.SampleConfig(**cfg))
+    answers = capsys.readouterr().out
+    expected = []
+    for seed, prompt in ((1, "the dog"), (3, "a cat")):
+        sample.main(sample.SampleConfig(**cfg, prompt=prompt, seed=seed))
+        expected.append(capsys.readouterr().out)
+    assert answers.startswith(expected[0]) and answers.endswith(expected[1]) and answers != "".join(expected)
 
 
 def test_sampling(teachers, capsys):

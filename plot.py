@@ -1,0 +1,174 @@
+"""Pictures of runs, as PNG and SVG (pip install matplotlib).
+
+    python plot.py --curves=out/babyllama,out/llama_58m             # loss against tokens, from their metrics.jsonl
+    python plot.py --phenomena=out/babyllama,out/llama_58m          # BLiMP by phenomenon, lines side by side (Baby Llama, figure 2)
+    python plot.py --violin=out/a_1+out/a_2+out/a_3,out/b_1+out/b_2 # seeds of one recipe each (BabyLlama-2, figure 1)
+    python plot.py --sizes=out/1M,out/3M,out/10M                    # validation loss against words (BabyLlama-2, figure 3)
+
+Runs are run folders; scores come from the blimp.json that eval_blimp.py left in them.
+"""
+import importlib.util
+import itertools
+import json
+import os
+import sys
+from dataclasses import dataclass
+
+import numpy as np
+
+import config
+import disk
+from compare import read_result
+
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]  # told apart by all eyes (Okabe and Ito)
+
+
+@dataclass
+class PlotConfig:
+    curves: tuple[str, ...] = ()
+    phenomena: tuple[str, ...] = ()
+    violin: tuple[str, ...] = ()   # runs of one recipe joined by +
+    sizes: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()   # in the place of folders' names
+    out: str = "plot"              # OUT.png and OUT.svg are written
+    width: float = 7.0             # inches
+    height: float = 4.2
+
+
+def main(cfg):
+    kinds = {"curves": curves, "phenomena": phenomena, "violin": violins, "sizes": sizes}
+    asked = [name for name in kinds if getattr(cfg, name)]
+    if len(asked) != 1:
+        sys.exit(f"error: name one picture: {', '.join('--' + name for name in kinds)}")
+    if not importlib.util.find_spec("matplotlib"):
+        sys.exit("error: plot.py needs matplotlib: pip install matplotlib")
+    if not os.path.isdir(os.path.dirname(cfg.out) or "."):
+        sys.exit(f"error: cannot write {cfg.out}.png: its folder is not there")
+    columns = getattr(cfg, asked[0])
+    if cfg.labels and len(cfg.labels) != len(columns):
+        sys.exit(f"error: labels: {len(cfg.labels)} for {len(columns)} runs")
+    labels = cfg.labels or [os.path.basename(os.path.normpath(column.split("+")[0])) for column in columns]
+    import matplotlib
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+    plt.rcParams.update({"axes.prop_cycle": plt.cycler(color=COLORS), "axes.spines.top": False, "axes.spines.right": False,
+                         "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False, "svg.hashsalt": "nanobabyllama"})
+    figure = plt.figure(figsize=(cfg.width, cfg.height), layout="constrained")
+    kinds[asked[0]](figure, columns, labels)
+    for ending in ("png", "svg"):
+        figure.savefig(f"{cfg.out}.{ending}", dpi=160, metadata={"Date": None} if ending == "svg" else None)
+        print(f"written to {cfg.out}.{ending}")
+
+
+def curves(figure, runs, labels):
+    """Training CE as a faint line, validation as a strong one with points."""
+    axes, ensembles = figure.subplots(), set()
+    for run, label, color in zip(runs, labels, itertools.cycle(COLORS)):
+        rows = records(run)
+        train, val = ([(r["tokens"], r[key]) for r in rows if r.get(key) is not None and "tokens" in r] for key in ("ce", "val_ce"))
+        axes.plot(*zip(*train), color=color, alpha=0.3, linewidth=1)
+        if val:
+            axes.plot(*zip(*val), color=color, marker="o", markersize=3, label=label)
+        ensembles.update(r["ensemble_val_ce"] for r in rows if "ensemble_val_ce" in r)
+    for i, val_ce in enumerate(sorted(ensembles)):
+        axes.axhline(val_ce, color="gray", linestyle=":", label="teachers' ensemble" if i == 0 else None)
+    axes.xaxis.set_major_formatter("{x:,.0f}")
+    axes.set(xlabel="tokens seen", ylabel="cross-entropy, nats per token")
+    axes.legend(title="strong: validation, faint: training")
+
+
+def phenomena(figure, runs, labels):
+    """Parallel coordinates: an axis a phenomenon (or task, where the data names none), a line a run."""
+    results = [{name: row for folder in read_result(run)["folders"].values() for name, row in (folder["phenomena"] or folder["tasks"]).items()} for run in runs]
+    names = [name for name in results[0] if all(name in r for r in results)]
+    if not names:
+        sys.exit("error: the runs have no phenomena or tasks in common")
+    axes = figure.subplots()
+    for result, label in zip(results, labels):
+        axes.plot([100 * result[name]["accuracy"] for name in names], marker="o", markersize=4, label=label)
+    axes.axhline(50, color="gray", linewidth=1, linestyle=":")
+    axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names], rotation=40, ha="right")
+    axes.set_ylabel("accuracy, % (dotted: chance)")
+    axes.legend()
+
+
+def violins(figure, columns, labels):
+    """A panel for validation loss and one for each data folder's accuracy; a violin a recipe, a point a seed."""
+    values = {}  # panel -> per column its runs' values
+    for column in columns:
+        for panel, found in panels(column.split("+")).items():
+            values.setdefault(panel, []).append(found)
+    values = {panel: v for panel, v in values.items() if len(v) == len(columns)}
+    for axes, (panel, per_column) in zip(np.atleast_1d(figure.subplots(1, len(values))), values.items()):
+        for i, (found, color) in enumerate(zip(per_column, itertools.cycle(COLORS))):
+            if len(found) > 1 and np.ptp(found) > 0:
+                for body in axes.violinplot([found], [i], showextrema=False)["bodies"]:
+                    body.set(facecolor=color, alpha=0.3)
+                axes.errorbar(i, np.mean(found), np.std(found, ddof=1), color=color, capsize=6, linewidth=1.5)
+            axes.plot([i] * len(found), found, "o", color=color, markersize=4)
+        axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
+        axes.set_xlim(-0.6, len(labels) - 0.4)
+        axes.set_title(panel, fontsize=10)
+    figure.supxlabel("points: seeds; bars: mean ± standard deviation", fontsize=9)
+
+
+def panels(runs):
+    """Title of a panel -> the runs' values."""
+    values = {"validation loss, nats per token": [best_val_ce(run) for run in runs]}
+    for run in runs:
+        if os.path.isfile(os.path.join(run, "blimp.json")):
+            for folder, row in read_result(run)["folders"].items():
+                values.setdefault(f"{folder}, %", []).append(100 * row["accuracy"])
+    return {panel: found for panel, found in values.items() if len(found) == len(runs)}
+
+
+def sizes(figure, runs, labels):
+    """Best validation loss against words of training text, and with three sizes or more a fitted a + b / words^c."""
+    described = [disk.read_checkpoint_config(disk.find_checkpoint(run)) for run in runs]
+    for run, d in zip(runs, described):
+        if not d.get("words") or d.get("val_ce") is None:
+            sys.exit(f"error: {run} does not say how many words it was trained on, or has no validation loss")
+    axes = figure.subplots()
+    for n, color in zip(sorted({d["parameters"] for d in described}), itertools.cycle(COLORS)):
+        words, loss = np.array(sorted((d["words"], d["val_ce"]) for d in described if d["parameters"] == n)).T
+        axes.plot(words, loss, "o", color=color, label=f"{n / 1e6:.3g}M parameters")
+        if len(set(words)) > 2:
+            a, b, c = power_law(words, loss)
+            x = np.geomspace(words[0], words[-1])
+            axes.plot(x, a + b * x ** -c, color=color, linewidth=1, label=f"{a:.2f} + (words / {b ** (1 / c):.2g})$^{{-{c:.2f}}}$")
+    axes.set(xscale="log", xlabel="words of training text", ylabel="validation loss, nats per token")
+    axes.legend()
+
+
+def power_law(x, y):
+    """a, b, c of the least-squares fit y = a + b x^-c, c between 0.02 and 2 by search: for each c it is a line."""
+    def fit(c):
+        b, a = np.polyfit(x ** -c, y, 1)
+        return ((a + b * x ** -c - y) ** 2).sum(), a, b, c
+    return min(map(fit, np.geomspace(0.02, 2, 400)))[1:]
+
+
+def best_val_ce(run):
+    value = disk.read_checkpoint_config(disk.find_checkpoint(run)).get("val_ce")
+    if value is None:
+        sys.exit(f"error: {run} has no validation loss")
+    return value
+
+
+def records(run):
+    """The lines of a run's metrics.jsonl."""
+    path = os.path.join(run, "metrics.jsonl")
+    if not os.path.isfile(path):
+        sys.exit(f"error: no {path}; name a run folder")
+    with open(path) as f:
+        try:
+            rows = [json.loads(line) for line in f]
+        except ValueError as e:
+            sys.exit(f"error: {path} is damaged: {e}")
+    if not any("ce" in r for r in rows):
+        sys.exit(f"error: {path} has no training loss yet")
+    return rows
+
+
+if __name__ == "__main__":
+    config.run(main, PlotConfig)

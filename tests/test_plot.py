@@ -1,0 +1,86 @@
+"""Pictures: what they draw is what the runs' files say, and both files are written."""
+import json
+import os
+import shutil
+import xml.etree.ElementTree
+
+import numpy as np
+import pytest
+from conftest import run_train
+from test_train import records
+
+import disk
+import eval_blimp
+import plot
+from plot import PlotConfig
+
+pytest.importorskip("matplotlib")
+from matplotlib.figure import Figure  # noqa: E402
+
+
+def lines(figure):
+    return {line.get_label(): line.get_xydata() for axes in figure.axes for line in axes.lines}
+
+
+def test_curves_are_the_metrics(teachers):
+    figure = Figure()
+    plot.curves(figure, teachers[:2], ["a", "b"])
+    for run, label in zip(teachers, "ab"):
+        assert lines(figure)[label].tolist() == [[r["tokens"], r["val_ce"]] for r in records(run) if "val_ce" in r]
+
+
+@pytest.fixture(scope="module")
+def scored(corpus, teachers):
+    for run in teachers:
+        eval_blimp.main(eval_blimp.EvalConfig(ckpt=(run,), data=(f"{corpus}/pairs",), device="cpu"))
+    return teachers
+
+
+def test_phenomena_are_the_scores(scored):
+    figure = Figure()
+    plot.phenomena(figure, scored, ["a", "b", "c"])
+    tasks = json.load(open(f"{scored[1]}/blimp.json"))["folders"]["pairs"]["tasks"]
+    assert lines(figure)["b"][:, 1].tolist() == [100 * row["accuracy"] for row in tasks.values()]
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == [name.replace("_", " ") for name in tasks]
+
+
+def test_violins_have_a_point_for_each_seed(scored):
+    figure = Figure()
+    plot.violins(figure, [f"{scored[0]}+{scored[1]}", scored[2]], ["x", "y"])
+    assert [axes.get_title() for axes in figure.axes] == ["validation loss, nats per token", "pairs, %"]
+    drawn = sorted(y for line in figure.axes[0].lines if line.get_marker() == "o" for y in line.get_ydata())
+    assert drawn == sorted(disk.read_checkpoint_config(disk.find_checkpoint(run))["val_ce"] for run in scored)
+
+
+def test_sizes_are_fitted(data, tmp_path):
+    runs = []
+    for words in (10 ** 6, 10 ** 7, 10 ** 8):
+        shutil.copytree(data, tmp_path / f"d{words}")
+        meta = json.load(open(tmp_path / f"d{words}/meta.json"))
+        json.dump({**meta, "words": {"train": {"x": words}}}, open(tmp_path / f"d{words}/meta.json", "w"))
+        runs.append(str(tmp_path / f"r{words}"))
+        run_train(str(tmp_path / f"d{words}"), runs[-1], max_iters=2)
+    figure = Figure()
+    plot.sizes(figure, runs, ["a", "b", "c"])
+    points = next(line.get_xydata() for line in figure.axes[0].lines if line.get_marker() == "o")
+    assert points[:, 0].tolist() == [10 ** 6, 10 ** 7, 10 ** 8] and len(figure.axes[0].lines) == 2
+    x = np.array([1e6, 3e6, 1e7, 3e7, 1e8])
+    assert plot.power_law(x, 2.5 + 300 * x ** -0.4) == pytest.approx((2.5, 300, 0.4), rel=0.05)
+
+
+def test_both_files_are_written_and_the_same_each_time(scored, tmp_path):
+    for name in ("a", "b"):
+        plot.main(PlotConfig(curves=tuple(scored), out=str(tmp_path / name)))
+    assert open(tmp_path / "a.png", "rb").read(4) == b"\x89PNG" and xml.etree.ElementTree.parse(tmp_path / "a.svg").getroot().tag.endswith("svg")
+    assert open(tmp_path / "a.svg").read() == open(tmp_path / "b.svg").read()
+
+
+@pytest.mark.parametrize("change,message", [
+    ({}, "name one picture"), (dict(curves=("x",), sizes=("x",)), "name one picture"), (dict(curves=("nowhere",)), "no nowhere/metrics.jsonl"),
+    (dict(curves=("a", "b"), labels=("x",)), "1 for 2 runs"), (dict(phenomena=("nowhere",)), "no scores at nowhere"), (dict(sizes=("nowhere",)), "no checkpoint at"),
+    (dict(curves=("x",), out="no/where"), "its folder is not there")])
+def test_mistakes_are_one_line(change, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=message) as e:
+        plot.main(PlotConfig(**change))
+    assert "\n" not in str(e.value) and not os.listdir(tmp_path)
