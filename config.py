@@ -19,6 +19,8 @@ def run(main, cls=None):
     """Call main with the settings of `cls`, or else with the arguments. What the machine or the user cuts short ends in one line."""
     try:
         main(configure(cls) if cls else sys.argv[1:])
+    except SystemExit as e:
+        sys.exit(e.code.replace("\n", "\\n") if isinstance(e.code, str) else e.code)  # a name may have a line break in it
     except KeyboardInterrupt:
         sys.exit("interrupted; train.py and distill.py go on from the last checkpoint with --resume")
     except BrokenPipeError:

@@ -44,6 +44,8 @@ def main(cfg):
         sys.exit("error: plot.py needs matplotlib: pip install matplotlib")
     if not os.path.isdir(os.path.dirname(cfg.out) or "."):
         sys.exit(f"error: cannot write {cfg.out}.png: its folder is not there")
+    if not (1 <= cfg.width <= 50 and 1 <= cfg.height <= 50):
+        sys.exit(f"error: width={cfg.width} and height={cfg.height} must be between 1 and 50 inches")
     columns = getattr(cfg, asked[0])
     if cfg.labels and len(cfg.labels) != len(columns):
         sys.exit(f"error: labels: {len(cfg.labels)} for {len(columns)} runs")

@@ -9,12 +9,16 @@ import sys
 import numpy as np
 import pytest
 from conftest import TINY
+from test_finetune import write_task
 
 import config
 import distill
 import eval_blimp
+import finetune
+import plot
 import prepare
 import sample
+import surprisal
 import train
 
 HOSTILE = ["", "0", "-1", "1", "2", "7", "1e400", "nan", "inf", "-inf", "0.5", "1e-320", "99999999999999999999", "9223372036854775807", "123456789",
@@ -30,12 +34,19 @@ LINES = ["n_layer = 'x'", "n_layer = None", "n_layer: int = 1", "from math impor
 
 def programs(corpus, data, teachers, out):
     """name -> (main, settings class, arguments that work)."""
+    write_task(f"{out}/glue", n=8, valid=4)
+    with open(f"{out}/text", "w") as f:
+        f.write("the dog sees a cat\n")
     base = {**TINY, "max_iters": 2, "data_dir": data, "out_dir": f"{out}/run"}
     return {
         "train": (train.main, train.TrainConfig, base),
         "distill": (distill.main, distill.DistillConfig, {**base, "teachers": ",".join(teachers[:2]), "alpha": 0.5, "temperature": 2.0}),
         "prepare": (prepare.main, prepare.PrepareConfig, dict(input_dir=f"{corpus}/text", data_dir=f"{out}/data", vocab_size=500, bos="line", workers=1)),
         "eval": (eval_blimp.main, eval_blimp.EvalConfig, dict(ckpt=teachers[1], data=f"{corpus}/pairs", device="cpu", out=f"{out}/e.json")),
+        "finetune": (finetune.main, finetune.FinetuneConfig, dict(ckpt=teachers[1], data=f"{out}/glue", tasks="rte", out_dir=f"{out}/ft", device="cpu",
+                                                                  max_length=32, batch_size=4, epochs=1, lora_rank=2, lora_dropout=0.1, warmup_share=0.1)),
+        "surprisal": (surprisal.main, surprisal.SurprisalConfig, dict(ckpt=teachers[1], text=f"{out}/text", words=f"{out}/text", device="cpu")),
+        "plot": (plot.main, plot.PlotConfig, dict(curves=",".join(teachers), out=f"{out}/p", width=5.0)),
         "sample": (sample.main, sample.SampleConfig, dict(ckpt=teachers[1], prompt="the", length=3, device="cpu")),
     }
 
