@@ -252,3 +252,20 @@ def test_real_tasks_are_read(teachers, tmp_path, task, n, valid):
 
 def test_no_text_at_all_still_has_a_last_token(teachers):
     assert finetune.to_batch([Example([0], 1)], "cpu").last.tolist() == [0]
+
+
+def test_what_is_read_and_what_is_reported():
+    """The official formats and metrics (evaluation of 2024), and a mean in which mnli counts twice."""
+    row = dict(question="Who?", answer="Me", paragraph="P", span1_text="A", span2_text="he", text="A ran, he fell")
+    assert [finetune.TASKS["multirc"][i].format(**row) for i in (0, 1)] == ["Question: Who? Answer: Me", "P"]
+    assert [finetune.TASKS["wsc"][i].format(**row) for i in (0, 1)] == ['Does "he" refer to "A" in this passage?', "A ran, he fell"]
+    assert [finetune.LORA_FORMATS["multirc"][i].format(**row) for i in (0, 1)] == ["P", "Who? Me"]
+    assert {task: metric for task, (_, _, metric) in finetune.TASKS.items() if metric != "accuracy"} == {"cola": "mcc", "mrpc": "f1", "qqp": "f1"}
+
+
+def test_the_table_is_a_mean_over_tasks(capsys):
+    rows = {"cola": {"1": dict(mcc=0.2, accuracy=0.9), "2": dict(mcc=0.4, accuracy=0.9)}, "mnli": {"1": dict(accuracy=0.5), "2": dict(accuracy=0.5)},
+            "mnli-mm": {"1": dict(accuracy=0.6), "2": dict(accuracy=0.6)}}
+    finetune.table(rows, FinetuneConfig(seeds=("1", "2")))
+    out = capsys.readouterr().out
+    assert "| cola | mcc | 30.0 | 14.1 |" in out and "| mean of 3 tasks (the official score has 11) | | 46.7 | |" in out
