@@ -2,7 +2,7 @@
 
     python eval_blimp.py --ckpt=out/babyllama --data=blimp_filtered,supplement_filtered,ewok_filtered
     python eval_blimp.py --ckpt=out/gpt2_705m,out/llama_360m --data=blimp_filtered   # an ensemble
-    python eval_blimp.py --ckpt=out/gpt2_705m,out/llama_360m --data_dir=data/babylm  # its validation loss
+    python eval_blimp.py --ckpt=out/gpt2_705m,out/llama_360m --data_dir=data/babylm  # its validation loss (--split=test: test loss)
     python eval_blimp.py --compare=out/babyllama,out/llama_58m                       # runs scored before, side by side
 
 A sentence's score is the sum of log-probabilities of the tokens of " " + sentence after one prefix
@@ -38,6 +38,7 @@ class EvalConfig:
     ckpt: tuple[str, ...] = ()   # run folder (its best checkpoint) or checkpoint folder; several: their ensemble
     data: tuple[str, ...] = ()   # folders of .jsonl files with sentence_good and sentence_bad, or Context1, Target1 and Target2
     data_dir: str = ""           # prepared data: also the validation loss on it, as train.py measures it
+    split: Literal["val", "test"] = "val"  # of that data
     seq_len: int = 128
     eval_chunks: int = 8192
     items: str = ""              # also write one JSON line per pair to this file
@@ -89,7 +90,7 @@ def main(cfg):
     result = dict(ckpt=list(cfg.ckpt), step=described["step"], dtype=cfg.dtype, folders={})
     if cfg.data_dir:
         result["val_ce"] = validation_loss(cfg, models, described, device)
-        print(f"validation loss on {cfg.data_dir}: {result['val_ce']:.4f} nats per token")
+        print(f"{cfg.split} loss on {cfg.data_dir}: {result['val_ce']:.4f} nats per token")
     items, predictions = [], {}
     for name, pairs in folders.items():
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
@@ -124,7 +125,7 @@ def load_ensemble(paths, device):
 
 def validation_loss(cfg, models, described, device):
     """Nats per token of the models' averaged logits on train.py's validation chunks."""
-    shards = disk.Shards(cfg.data_dir, "val")
+    shards = disk.Shards(cfg.data_dir, cfg.split)
     if shards.meta["tokenizer_sha256"] != described["tokenizer_sha256"]:
         sys.exit(f"error: {cfg.data_dir} has another tokenizer than {cfg.ckpt[0]}")
     block_size = min(m.cfg.block_size for m in models)

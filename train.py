@@ -13,6 +13,7 @@ import importlib.util
 import json
 import math
 import os
+import platform
 import re
 import signal
 import sys
@@ -617,6 +618,17 @@ def word_mark(cfg, run, step):
     return f"chck_{mark}M" if before < mark else ""
 
 
+def hardware(device):
+    """The GPU's or CPU's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo") as f:
+            return next(line.split(":")[1].strip() for line in f if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "cpu"
+
+
 def train_words(run):
     return sum(run.shards.meta["words"]["train"].values())
 
@@ -626,7 +638,7 @@ def describe_run(cfg, run, model, step, val_ce, provenance):
     return dict(model=asdict(model.cfg), parameters=model.n_params(), step=step, val_ce=val_ce,
                 tokenizer=run.shards.meta["tokenizer"], tokenizer_sha256=run.shards.meta["tokenizer_sha256"],
                 bos=run.shards.meta["options"]["bos"], data_sha256=disk.data_sha256(run.shards.meta), words=train_words(run),
-                git_revision=disk.git_revision(), torch=torch.__version__, train_config=asdict(cfg), **provenance)
+                git_revision=disk.git_revision(), torch=torch.__version__, hardware=hardware(run.device), train_config=asdict(cfg), **provenance)
 
 
 def tokenizer_file(cfg, run):

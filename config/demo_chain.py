@@ -1,8 +1,8 @@
 # Self- and reverse-distillation in small, on what `make demo` left in demo/: nine models of three sizes, each taught by
 # the three before it. About ten minutes on one CPU core.
-#   make demo && python chain.py config/demo_chain.py
+#   make demo && python study.py config/demo_chain.py
 _small, _medium, _large = (f"--n_embd={c} --intermediate_size={3 * c}" for c in (48, 64, 96))
-generations = [
+runs = [
     f"s-0 config/demo_student.py {_small} demo/gpt2 demo/llama",
     f"s-1 config/demo_student.py {_small} s-0",
     f"s-2 config/demo_student.py {_small} s-0 s-1",

@@ -1,8 +1,8 @@
 # Self- and reverse-distillation (Nair et al.): nine models, each taught by the three before it, from 58M up to 360M.
-#   python chain.py config/reverse_distillation.py --nproc_per_node=4
+#   python study.py config/reverse_distillation.py --nproc_per_node=4
 # 58-0 is Baby Llama. Whether 58-2 has one teacher or two the paper leaves open: two here, take one away for one.
 # Teachers of 360M are held in int8, as in the paper.
-generations = [
+runs = [
     "58-0 config/reverse_58m.py out/gpt2_705m out/llama_360m",
     "58-1 config/reverse_58m.py 58-0",
     "58-2 config/reverse_58m.py 58-0 58-1",

@@ -3,7 +3,6 @@ import glob
 import json
 import os
 import re
-import re
 import subprocess
 import sys
 
@@ -15,7 +14,7 @@ import config
 import distill
 import train
 from bench import BenchConfig
-from chain import ChainConfig
+from study import StudyConfig
 from config import configure
 from distill import DistillConfig
 from eval_blimp import EvalConfig
@@ -32,8 +31,8 @@ COUNTS = {  # from the papers' dimensions, counted with another implementation
 @pytest.mark.parametrize("path", [p for p in sorted(glob.glob(f"{ROOT}/config/*.py")) if "glue_" not in p], ids=os.path.basename)
 def test_every_config_builds_and_counts(path):
     name = os.path.basename(path)[:-3]
-    if "generations =" in open(path).read():
-        assert configure(ChainConfig, [path]).generations
+    if "\nruns =" in open(path).read():
+        assert configure(StudyConfig, [path]).runs
         return
     distilled = "alpha" in open(path).read()
     cfg = configure(DistillConfig if distilled else TrainConfig, [path])
@@ -121,7 +120,7 @@ def test_what_the_machine_refuses_is_one_line(monkeypatch, error, message):
     assert "\n" not in str(e.value)
 
 
-@pytest.mark.parametrize("cls", [TrainConfig, DistillConfig, PrepareConfig, EvalConfig, ChainConfig, BenchConfig])
+@pytest.mark.parametrize("cls", [TrainConfig, DistillConfig, PrepareConfig, EvalConfig, StudyConfig, BenchConfig])
 def test_help_shows_every_setting_with_its_comment(cls):
     text = config.help_text(cls)
     for key in cls.__dataclass_fields__:

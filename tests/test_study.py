@@ -1,0 +1,159 @@
+"""A study: the right teachers, each seed, nothing done twice, nothing mixed in silently."""
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, TINY
+from test_train import cut_short, records
+
+import config
+import disk
+import distill
+import eval_blimp
+import prepare
+import study
+import train
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """The commands of a study, run here (a test of train.py's command line is elsewhere)."""
+    def command(script, *args, nproc=0, quiet=False):
+        main, cls = {"train.py": (train.main, train.TrainConfig), "distill.py": (distill.main, distill.DistillConfig),
+                     "eval_blimp.py": (eval_blimp.main, eval_blimp.EvalConfig)}[script]
+        ran.append(script)
+        main(config.configure(cls, list(args)))
+    ran = []
+    monkeypatch.setattr(study, "command", command)
+    return ran
+
+
+def study_config(corpus, data, tmp_path, *runs, **change):
+    (tmp_path / "small.py").write_text("".join(f"{k} = {v!r}\n" for k, v in TINY.items()))
+    lines = runs or (f"a {tmp_path}/small.py", f"b {tmp_path}/small.py a", f"c {tmp_path}/small.py --n_embd=48 a b --teacher_dtype=float32,int8")
+    return study.StudyConfig(**{**dict(runs=tuple(lines), data_dir=data, out_dir=str(tmp_path / "study"), blimp=(f"{corpus}/pairs",)), **change})
+
+
+def test_each_run_is_taught_by_those_named(corpus, data, tmp_path, in_process, capsys):
+    cfg = study_config(corpus, data, tmp_path)
+    study.main(cfg)
+    for name, teachers in (("a", []), ("b", ["a"]), ("c", ["a", "b"])):
+        described = disk.load_checkpoint(f"{cfg.out_dir}/{name}")[2]
+        assert [os.path.basename(t) for t in described.get("teachers", [])] == teachers
+        if teachers:  # the losses the run logged for its teachers are theirs
+            assert records(f"{cfg.out_dir}/{name}")[0]["teacher_val_ce"] == pytest.approx(
+                [disk.load_checkpoint(f"{cfg.out_dir}/{t}")[2]["val_ce"] for t in teachers], abs=0.01)
+    rows = [json.loads(line) for line in open(f"{cfg.out_dir}/results.jsonl")]
+    assert [r["name"] for r in rows] == ["a", "b", "c"] and rows[2]["parameters"] > rows[1]["parameters"]
+    table = capsys.readouterr().out.split("| run |")[1]
+    for r in rows:
+        blimp = json.load(open(f"{cfg.out_dir}/{r['name']}/blimp.json"))["folders"]["pairs"]["accuracy"]
+        assert r["accuracy"]["pairs"] == blimp and f"{r['val_ce']:.4f} | {100 * blimp:.2f}" in table
+    ran = list(in_process)
+    study.main(cfg)
+    assert in_process == ran and capsys.readouterr().out.count("\n| a |") == 1  # nothing again but the table
+
+
+def test_a_study_goes_on_where_it_was_cut(corpus, data, tmp_path, in_process, monkeypatch):
+    cfg = study_config(corpus, data, tmp_path)
+    study.main(study_config(corpus, data, tmp_path, out_dir=str(tmp_path / "whole")))
+    study.main(study_config(corpus, data, tmp_path, *cfg.runs[:1]))
+    with monkeypatch.context() as m:
+        cut_short(m, 4)
+        with pytest.raises(KeyboardInterrupt):
+            study.main(cfg)
+    with pytest.raises(SystemExit, match="has 'b' with other settings or data"):  # b was begun as it was
+        study.main(study_config(corpus, data, tmp_path, cfg.runs[0], cfg.runs[1] + " --alpha=0.9"))
+    study.main(cfg)
+    losses = [[disk.load_checkpoint(f"{out}/{g}")[2]["val_ce"] for g in "abc"] for out in (cfg.out_dir, tmp_path / "whole")]
+    assert losses[0] == losses[1]
+
+
+def test_other_settings_are_not_mixed_in(corpus, data, tmp_path, in_process):
+    study.main(study_config(corpus, data, tmp_path, f"a {tmp_path}/small.py"))
+    with pytest.raises(SystemExit, match="has 'a' with other settings or data; name another --out_dir"):
+        study.main(study_config(corpus, data, tmp_path, f"a {tmp_path}/small.py --seed=9"))
+
+
+@pytest.mark.parametrize("line,message", [
+    ("", "is not 'name config_file teacher"), ("a", "is not 'name config_file"), ("a x.py", "no config file 'x.py'"),
+    ("a small.py b", "teacher 'b' is neither an earlier run of the study nor a run folder"), ("a small.py --n_lyer=1", "did you mean 'n_layer'"),
+    ("../a small.py", "is not 'name"), (".. small.py", "is not 'name"), ("results.jsonl small.py", "is not 'name"), ("a small.py out --teacher_dtype=int8,int8", "teacher 'out' is neither")])
+def test_bad_studies_are_one_line(corpus, data, tmp_path, in_process, line, message):
+    with pytest.raises(SystemExit, match=message):
+        study.main(study_config(corpus, data, tmp_path, line.replace("small.py", f"{tmp_path}/small.py")))
+    assert in_process == []
+
+
+def test_the_papers_chain_is_a_window_of_three():
+    """models.md's order: sizes 58, 95, 360, three of each; from 95-0 on the three before."""
+    cfg = config.configure(study.StudyConfig, [f"{ROOT}/config/reverse_distillation.py"])
+    names = [line.split()[0] for line in cfg.runs]
+    assert names == [f"{size}-{k}" for size in (58, 95, 360) for k in range(3)]
+    for i, line in enumerate(cfg.runs[1:], 1):
+        file, *teachers = [w for w in line.split()[1:] if not w.startswith("--")]
+        assert teachers == names[max(0, i - 3):i] and file == f"config/reverse_{names[i].split('-')[0]}m.py"
+
+
+def test_a_run_that_never_trained_may_be_corrected(corpus, data, tmp_path, in_process):
+    with pytest.raises(SystemExit, match="must be a multiple of micro_batch_size"):
+        study.main(study_config(corpus, data, tmp_path, f"a {tmp_path}/small.py --batch_size=7 --micro_batch_size=3"))
+    study.main(study_config(corpus, data, tmp_path, f"a {tmp_path}/small.py"))
+
+
+@pytest.mark.parametrize("rows", ['{"name": "a"}', '{"name": "a", "recipe": "a", "settings_sha256": "x", "data_sha256": "y", "val_ce": 1.0}', "[]", "{"])
+def test_damaged_results_are_one_line(corpus, data, tmp_path, in_process, rows):
+    (tmp_path / "study").mkdir()
+    (tmp_path / "study/results.jsonl").write_text(rows + "\n")
+    with pytest.raises(SystemExit, match="^error: .*results.jsonl is damaged[^\n]*$"):
+        study.main(study_config(corpus, data, tmp_path))
+
+
+def test_what_a_run_cannot_say(corpus, data, tmp_path, in_process):
+    with pytest.raises(SystemExit, match="is study.py's to say"):
+        study.main(study_config(corpus, data, tmp_path, f"a {tmp_path}/small.py --resume"))
+    with pytest.raises(SystemExit, match="cannot be scored, nor taught"):
+        study.main(study_config(corpus, data, tmp_path, f"a {tmp_path}/small.py --causal=False"))
+    assert in_process == []
+
+
+def test_seeds_are_runs_of_one_recipe(corpus, data, tmp_path, in_process, capsys):
+    """Each recipe once a seed, taught by the run of its own seed; the table has mean and standard deviation."""
+    with pytest.raises(SystemExit, match="has no test split"):
+        study.main(study_config(corpus, data, tmp_path, f"a {tmp_path}/small.py", test_loss=True))
+    shutil.copytree(f"{corpus}/text", tmp_path / "text")
+    shutil.copytree(tmp_path / "text/dev", tmp_path / "text/test")
+    for name in os.listdir(tmp_path / "text/test"):
+        os.rename(tmp_path / "text/test" / name, tmp_path / "text/test" / name.replace(".dev", ".test"))
+    data = str(tmp_path / "data")
+    prepare.main(prepare.PrepareConfig(input_dir=str(tmp_path / "text"), data_dir=data, vocab_size=500, bos="line"))
+    capsys.readouterr()
+    cfg = study_config(corpus, data, tmp_path, f"a {tmp_path}/small.py", f"b {tmp_path}/small.py a", seeds=("3", "5"), test_loss=True)
+    study.main(cfg)
+    rows = {r["name"]: r for r in map(json.loads, open(f"{cfg.out_dir}/results.jsonl"))}
+    assert list(rows) == ["a@3", "b@3", "a@5", "b@5"] and [r["seed"] for r in rows.values()] == [3, 3, 5, 5]
+    assert [os.path.basename(t) for t in rows["b@5"]["teachers"]] == ["a@5"] and rows["b@5"]["ensemble_val_ce"] == pytest.approx(rows["a@5"]["val_ce"], abs=1e-5)
+    out = capsys.readouterr().out
+    for key in ("val_ce", "test_ce"):
+        values = [rows[f"a@{seed}"][key] for seed in "35"]
+        assert f" {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f} |" in out
+    model, _, _ = disk.load_checkpoint(f"{cfg.out_dir}/a@3")
+    tokens = torch.from_numpy(np.concatenate([disk.Shards(data, "test").windows([i * 32], 33) for i in range((len(disk.Shards(data, "test")) - 1) // 32)]))
+    with torch.no_grad():
+        ce = torch.nn.functional.cross_entropy(model(tokens[:, :-1]).flatten(0, 1), tokens[:, 1:].flatten())
+    assert rows["a@3"]["test_ce"] == pytest.approx(ce.item(), abs=1e-4)
+    ran = list(in_process)
+    study.main(study_config(corpus, data, tmp_path, *cfg.runs, seeds=("3", "5", "6"), test_loss=True))
+    assert in_process[len(ran):] == ["train.py", "eval_blimp.py", "distill.py", "eval_blimp.py"]  # seed 6 alone
+
+
+def test_other_code_is_pointed_out(corpus, data, tmp_path, in_process, monkeypatch, capsys):
+    cfg = study_config(corpus, data, tmp_path, f"a {tmp_path}/small.py")
+    study.main(cfg)
+    assert "another git_revision" not in capsys.readouterr().out
+    monkeypatch.setattr(disk, "git_revision", lambda: "other")
+    study.main(cfg)
+    assert "1 of 1 runs are of another git_revision than other: a" in capsys.readouterr().out
