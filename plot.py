@@ -4,6 +4,7 @@
     python plot.py --phenomena=out/babyllama,out/llama_58m          # BLiMP by phenomenon, lines side by side (Baby Llama, figure 2)
     python plot.py --violin=out/a_1+out/a_2+out/a_3,out/b_1+out/b_2 # seeds of one recipe each (BabyLlama-2, figure 1)
     python plot.py --sizes=out/1M,out/3M,out/10M                    # validation loss against words (BabyLlama-2, figure 3)
+    python plot.py --scatter=out/study/results.jsonl                # accuracy against loss over a study's runs (BabyLlama-2, figure 2)
 
 Runs are run folders; scores come from the blimp.json that eval_blimp.py left in them.
 """
@@ -19,6 +20,7 @@ import numpy as np
 import config
 import disk
 from compare import read_result
+from study import result_rows
 
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]  # told apart by all eyes (Okabe and Ito)
 
@@ -29,6 +31,7 @@ class PlotConfig:
     phenomena: tuple[str, ...] = ()
     violin: tuple[str, ...] = ()   # runs of one recipe joined by +
     sizes: tuple[str, ...] = ()
+    scatter: tuple[str, ...] = ()  # results files of study.py
     labels: tuple[str, ...] = ()   # in the place of folders' names
     out: str = "plot"              # OUT.png and OUT.svg are written
     width: float = 7.0             # inches
@@ -36,7 +39,7 @@ class PlotConfig:
 
 
 def main(cfg):
-    kinds = {"curves": curves, "phenomena": phenomena, "violin": violins, "sizes": sizes}
+    kinds = {"curves": curves, "phenomena": phenomena, "violin": violins, "sizes": sizes, "scatter": scatter}
     asked = [name for name in kinds if getattr(cfg, name)]
     if len(asked) != 1:
         sys.exit(f"error: name one picture: {', '.join('--' + name for name in kinds)}")
@@ -140,6 +143,27 @@ def sizes(figure, runs, labels):
             axes.plot(x, a + b * x ** -c, color=color, linewidth=1, label=f"{a:.2f} + (words / {b ** (1 / c):.2g})$^{{-{c:.2f}}}$")
     axes.set(xscale="log", xlabel="words of training text", ylabel="validation loss, nats per token")
     axes.legend()
+
+
+def scatter(figure, files, labels):
+    """A panel a data folder: accuracy against loss on the test split, or else validation, with a fitted line and R^2."""
+    rows = [row for file in files for row in result_rows(file) if "val_ce" in row]
+    names = [name for name in (rows[0]["accuracy"] if rows else ()) if all(name in row["accuracy"] for row in rows)]
+    if len(rows) < 3 or not names:
+        sys.exit(f"error: {', '.join(files)}: three finished runs or more, scored on the same pairs, are needed")
+    key = "test_ce" if all(row["test_ce"] is not None for row in rows) else "val_ce"
+    loss = np.array([row[key] for row in rows])
+    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names):
+        accuracy = np.array([100 * row["accuracy"][name] for row in rows])
+        for recipe, color in zip(dict.fromkeys(row["recipe"] for row in rows), itertools.cycle(COLORS)):
+            own = np.array([row["recipe"] == recipe for row in rows])
+            axes.plot(loss[own], accuracy[own], "o", color=color, markersize=4, label=recipe)
+        line = np.poly1d(np.polyfit(loss, accuracy, 1))
+        ends = np.array([loss.min(), loss.max()])
+        axes.plot(ends, line(ends), color="gray", linewidth=1)
+        axes.set_title(f"{name}: R² = {np.corrcoef(loss, accuracy)[0, 1] ** 2:.2f}, {len(rows)} runs", fontsize=10)
+        axes.set(xlabel=f"{'test' if key == 'test_ce' else 'validation'} loss, nats per token", ylabel="accuracy, %")
+    axes.legend(fontsize=8)
 
 
 def power_law(x, y):

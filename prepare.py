@@ -46,6 +46,7 @@ class PrepareConfig:
     vocab_size: int = 16000           # of the tokenizer to train
     bos: Literal["none", "document", "line"] = "none"  # where <s> goes. 'none' is the papers' way, but BLiMP is scored
                                       # after <s>, which a model trained so has never seen
+    train_fraction: float = 1.0       # take a random share of the training text; a smaller share lies within a larger one
     val_fraction: float = 0.0         # hold out this share of train as 'val'; dev then becomes 'test' (BabyLlama-2: 0.05)
     download: Literal["", "2023", "2024", "2025"] = ""  # fetch this year's official text first
     workers: int = 0                  # processes; 0 = one per core
@@ -66,6 +67,8 @@ def main(cfg):
         sys.exit("error: say where the text is: --input_dir=FOLDER")
     if not os.path.basename(os.path.abspath(cfg.data_dir or "/")):
         sys.exit(f"error: data_dir='{cfg.data_dir}' is not a folder's name")
+    if not 0 < cfg.train_fraction <= 1:
+        sys.exit(f"error: train_fraction={cfg.train_fraction} must be above 0 and at most 1")
     if not cfg.val_fraction < 1:
         sys.exit(f"error: val_fraction={cfg.val_fraction} must be below 1")
     if cfg.download:
@@ -120,6 +123,7 @@ class Block(NamedTuple):
     source: str     # e.g. 'childes': chooses the cleaner
     split: str      # train, val or test
     headings: bool  # the file has = = = Title = = = lines
+    share: float = 1.0  # of its text that is taken
 
 
 def find_blocks(cfg):
@@ -140,6 +144,7 @@ def find_blocks(cfg):
             blocks += cut_file(path, source, dev)
         elif not (cfg.val_fraction and has_dev):  # else dev has taken the place of test
             blocks += cut_file(path, source, "test")
+    blocks = [b._replace(share=cfg.train_fraction) if b.split == "train" else b for b in blocks]
     size = Counter()
     for b in blocks:
         size[b.split] += b.end - b.start
@@ -204,9 +209,19 @@ def read_block(block):
         before = f.read(min(block.start, 3))
         raw = f.read(block.end - block.start)
     try:
-        return raw.decode("utf-8"), block.start == 0 or (not block.headings and before.endswith((b"\n\n", b"\n\r\n")))
+        return chosen(raw.decode("utf-8"), block), block.start == 0 or (not block.headings and before.endswith((b"\n\n", b"\n\r\n")))
     except UnicodeDecodeError as e:
         raise ValueError(f"{block.path}: byte {block.start + e.start} (0x{raw[e.start]:02x}) is not UTF-8; convert the file")
+
+
+def chosen(text, block):
+    """The block's share of its text: runs of 32 lines, each taken if its place in the corpus hashes below the share."""
+    if block.share == 1:
+        return text
+    lines, place = text.splitlines(keepends=True), f"{os.path.basename(block.path)}:{block.start}:"
+    runs = ("".join(lines[i:i + 32]) for i in range(0, len(lines), 32))
+    return "".join(run for i, run in enumerate(runs)
+                   if int.from_bytes(hashlib.blake2b(f"{place}{i}".encode(), digest_size=8).digest(), "big") < block.share * 2 ** 64)
 
 
 def split_documents(text, headings, at_start):

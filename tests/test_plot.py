@@ -84,3 +84,15 @@ def test_mistakes_are_one_line(change, message, tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match=message) as e:
         plot.main(PlotConfig(**change))
     assert "\n" not in str(e.value) and not os.listdir(tmp_path)
+
+
+def test_scatter_has_each_run_and_its_r_squared(tmp_path):
+    base = dict(settings_sha256="", data_sha256="", teachers=[], parameters=1, seed=1, test_ce=None, git_revision="", hardware="")
+    rows = [dict(base, name=f"a@{i}", recipe="a", val_ce=2 + 0.1 * i, accuracy={"pairs": y}) for i, y in enumerate((0.9, 0.85, 0.83, 0.7))]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    figure = Figure()
+    plot.scatter(figure, [str(tmp_path / "results.jsonl")], ["x"])
+    assert lines(figure)["a"].tolist() == [[r["val_ce"], 100 * r["accuracy"]["pairs"]] for r in rows]
+    x, y = np.array([r["val_ce"] for r in rows]), np.array([r["accuracy"]["pairs"] for r in rows])
+    residual = y - np.polyval(np.polyfit(x, y, 1), x)
+    assert f"R² = {1 - (residual ** 2).sum() / ((y - y.mean()) ** 2).sum():.2f}, 4 runs" in figure.axes[0].get_title()

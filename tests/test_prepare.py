@@ -403,3 +403,22 @@ def test_killed_prepare_starts_clean(corpus, tmp_path, wait):
     else:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     main(PrepareConfig(verify=f"{tmp_path}/d"))
+
+
+def test_shares_of_the_text_are_nested(tmp_path):
+    """A share has about its size, lies within every larger one, and leaves validation and test as they are."""
+    lines = [f"line number {i} of the corpus .\n" for i in range(40_000)]
+    folder = write(tmp_path / "in", {"train_10M/cbt.train": "".join(lines), "dev/cbt.dev": "".join(lines[:500])})
+    main(PrepareConfig(input_dir=folder, data_dir=str(tmp_path / "whole"), vocab_size=330))
+    tokenizer = disk.load_tokenizer(str(tmp_path / "whole/tokenizer.model"))
+    kept = []
+    for share in (0.05, 0.3, 1.0):
+        d = str(tmp_path / f"d{share}")
+        main(PrepareConfig(input_dir=folder, data_dir=d, tokenizer=str(tmp_path / "whole/tokenizer.model"), train_fraction=share))
+        kept.append(tokenizer.decode(tokens(d)).splitlines())
+        assert len(kept[-1]) == pytest.approx(share * 40_000, rel=0.25) and np.array_equal(tokens(d, "val"), tokens(tmp_path / "whole", "val"))
+        assert json.load(open(f"{d}/meta.json"))["words"]["train"]["cbt"] == 6 * len(kept[-1])
+    assert set(kept[0]) < set(kept[1]) < set(kept[2]) and kept[1] == [line for line in kept[2] if line in set(kept[1])]
+    for share in (0.0, 1.5):
+        with pytest.raises(SystemExit, match="train_fraction"):
+            main(PrepareConfig(input_dir=folder, data_dir=str(tmp_path / "x"), train_fraction=share))
