@@ -270,6 +270,9 @@ class Examples:
         order = np.random.default_rng([self.cfg.seed, epoch]).permutation(len(self.examples))
         return to_batch([self.examples[i] for i in order[position * self.cfg.batch_size:(position + 1) * self.cfg.batch_size]], self.device)
 
+    def epoch(self, step):
+        return step / self.steps_per_epoch
+
     def seen(self, step):
         epochs, steps = divmod(step, self.steps_per_epoch)
         return "texts", epochs * len(self.examples) + steps * self.cfg.batch_size

@@ -1,4 +1,4 @@
-"""What a model can learn beside the next token: masked tokens, contrast, adversarial text.
+"""What a model can learn beside the next token, and how else: masked tokens, contrast, adversarial text, sharpness, ascent.
 
     python train.py config/electra_56m.py                        # a masked language model
     python distill.py config/contrastive_llama.py                # Teaching Tiny Minds, section 4.3
@@ -114,6 +114,37 @@ def rewritten(model, x, at, token):
     table = float_weight(model.model.embed_tokens, torch.float32)
     h = table[x].scatter(1, at[..., None].expand(-1, -1, table.shape[1]), (token @ table).to(table.dtype))
     return h.to(weight.dtype) if weight.is_floating_point() else h
+
+
+# --- another direction ----------------------------------------------------------------------------
+
+def sam_loss(loss_fn, model, batch, cfg, run):
+    """Sharpness-aware minimisation (Foret et al. 2021) of another loss function: the gradient is taken where that
+    loss is worst nearby, at w + sam_rho g / |g|. Each micro-batch of each rank climbs by its own g (m-SAM).
+    The backward pass is done in here, while the weights are moved; the loop's own then adds nothing."""
+    own = getattr(model, "module", model)  # the first gradient is not for DDP to average
+    params = [p for p in own.parameters() if p.requires_grad]
+    loss, parts = loss_fn(own, batch, cfg, run)
+    grads = torch.autograd.grad(loss, params, allow_unused=True)
+    norm = torch.stack([g.norm() for g in grads if g is not None]).norm()
+    before = [p.detach().clone() for p in params]
+    with torch.no_grad():
+        for p, g in zip(params, grads):
+            if g is not None:
+                p += cfg.sam_rho / (norm + 1e-12) * g
+    micro_steps = cfg.batch_size // (run.micro_batch * run.world)
+    moved, _ = loss_fn(model, batch, cfg, run)
+    (moved / micro_steps).backward()
+    with torch.no_grad():
+        for p, w in zip(params, before):
+            p.copy_(w)
+    return loss.detach().requires_grad_(), {**parts, "sam_loss": moved.detach()}
+
+
+def ascent_loss(loss_fn, model, batch, cfg, run):
+    """Gradient ascent post-training (Yoon et al. 2023): up another loss function, for a few steps at a small learning rate."""
+    loss, parts = loss_fn(model, batch, cfg, run)
+    return -loss, parts
 
 
 @contextlib.contextmanager

@@ -360,7 +360,7 @@ def write_shards(cfg, folder, blocks, run, tokenizer):
     """Encode all blocks into shards, in order, and return what meta.json says."""
     if cfg.bos != "none" and tokenizer.bos is None:
         sys.exit(f"error: --bos={cfg.bos} needs a tokenizer with a beginning-of-text token")
-    shards, words, dropped = [], {}, 0
+    shards, words, dropped, sources = [], {}, 0, {}
     encode = partial(encode_block, tokenizer_file=tokenizer.file, bos=cfg.bos)
     file = None
     for block, (tokens, n_words, n_dropped) in zip(blocks, run(encode, blocks, "encoding")):
@@ -380,6 +380,7 @@ def write_shards(cfg, folder, blocks, run, tokenizer):
             file.write(part)
             shards[-1]["sha256"].update(part)
             shards[-1]["tokens"] += len(part) // disk.DTYPE.itemsize
+            sources.setdefault(block.split, {})[block.source] = sum(s["tokens"] for s in shards if s["split"] == block.split)
     if not any(s["split"] == "train" for s in shards) or not any(s["split"] == "val" for s in shards):
         sys.exit("error: nothing is left of the training or validation text after cleaning")
     file.close()
@@ -393,7 +394,8 @@ def write_shards(cfg, folder, blocks, run, tokenizer):
         tokenizer_sha256=disk.sha256(tokenizer.file), pad=tokenizer.pad, bos=tokenizer.bos, eos=tokenizer.eos,
         options={k: v for k, v in asdict(cfg).items() if k not in ("data_dir", "input_dir", "workers", "overwrite", "verify")},
         cleaners={b.source: CLEANERS.get(b.source, unchanged).__name__ for b in blocks},
-        git_revision=disk.git_revision(), words=words, shards=shards)
+        git_revision=disk.git_revision(), words=words, shards=shards,
+        sources=sources)  # split -> source -> the token its text ends before: a split is its sources one after the other
 
 
 def encode_block(block, tokenizer_file, bos):

@@ -7,9 +7,11 @@ it another loss.
 
 A step is an optimizer step; a chunk is `seq_len` contiguous tokens and the one after them.
 """
+import bisect
 import contextlib
 import ctypes
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -20,6 +22,7 @@ import sys
 import time
 import warnings
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -33,7 +36,7 @@ import config
 import disk
 from loss import apply_loss, cross_entropy
 from model import LanguageModel, ModelConfig, check_model_config
-from objectives import mask_tokens, masked_token_loss, take
+from objectives import ascent_loss, mask_tokens, masked_token_loss, sam_loss, take
 
 
 @dataclass
@@ -75,6 +78,11 @@ class TrainConfig(LoopConfig, ModelConfig):
     seq_len: int = 128            # tokens in a training chunk, at most block_size
     micro_batch_size: int = 0     # sequences at a time on one rank (memory); 0 = batch_size / ranks
     mask_rate: float = 0.15       # share of positions that a model with causal=False predicts
+    curriculum: tuple[str, ...] = ()  # buckets of sources, "childes" or "switchboard cbt": epochs over the first, then over the first two, and so on
+    curriculum_epochs: int = 3    # epochs until the next bucket is added
+    init_from: str = ""           # run or checkpoint folder whose weights training starts from
+    sam_rho: float = 0.0          # sharpness-aware minimisation with this radius (objectives.py); 0 = off
+    ascent: bool = False          # climb the loss instead (gradient ascent post-training)
     random_offset: bool = False   # shift each chunk by 0..seq_len-1 at each visit (the published code; the papers do not)
     eval_chunks: int = 8192       # validation chunks, the same ones each time; 0 = all
     keep_words: bool = False      # keep the weights at 1M, 2M .. 10M, 20M .. 100M words seen (the BabyLM challenge, since 2025)
@@ -108,9 +116,13 @@ def train(cfg, run, loss_fn=next_token_loss, companion=None, provenance={}, firs
     pretraining = data is None
     if pretraining:
         model, data = LanguageModel(model_config(cfg)).to(run.device), ChunkOrder(cfg, run)
+    if pretraining and cfg.init_from:
+        start_from(cfg.init_from, model, run)
+    if pretraining and (cfg.sam_rho or cfg.ascent):
+        loss_fn = partial(sam_loss if cfg.sam_rho else ascent_loss, loss_fn)
     model.companion = companion
     optimizer = make_optimizer(model, cfg)
-    steps_per_epoch, total = data.steps_per_epoch, data.total
+    total = data.total
     if run.rank == 0:
         os.makedirs(cfg.out_dir, exist_ok=True)
         disk.lock(cfg.out_dir)
@@ -124,7 +136,7 @@ def train(cfg, run, loss_fn=next_token_loss, companion=None, provenance={}, firs
         return model
     metrics = Metrics(cfg, run, step, first_record)
     if pretraining:
-        announce(cfg, run, model, steps_per_epoch, total)
+        announce(cfg, run, model, data)
     if run.compile:
         model.compile_blocks()
     with warnings.catch_warnings():
@@ -162,14 +174,14 @@ def train(cfg, run, loss_fn=next_token_loss, companion=None, provenance={}, firs
         bar.update()
 
         # from here on the host waits for the device, at some steps only
-        evaluation = step == total or step % (cfg.eval_interval or steps_per_epoch) == 0
+        evaluation = step == total or (step % cfg.eval_interval == 0 if cfg.eval_interval else data.epoch(step) % 1 == 0)
         mark = word_mark(cfg, run, step) if pretraining and cfg.keep_words else ""
         log = evaluation or mark or step % cfg.log_interval == 0
         asked = bool(signals)  # ranks agree on it where they meet anyway
         if log:
             _, seen = data.seen(step)
             *values, asked = mean_over_ranks(torch.stack([*sums.values(), torch.tensor(float(asked), device=run.device)]), run).tolist()
-            record = {"step": step, "epoch": round(step / steps_per_epoch, 4), unit: seen,
+            record = {"step": step, "epoch": round(data.epoch(step), 4), unit: seen,
                       **dict(zip(sums, values)), "lr": lr, "grad_norm": grad_norm.item(), **guard.report(),
                       f"{unit}_per_s": round((seen - clock_seen) / (time.perf_counter() - clock))}
             if evaluation:
@@ -230,6 +242,7 @@ def start(cfg):
     in settings, data or out_dir ends here in one line; nothing is written."""
     check_loop_config(cfg)
     for key, good, wanted in (("seq_len", cfg.seq_len > 0, "at least 1"), ("mask_rate", cfg.mask_rate <= 1, "at most 1"),
+                              ("curriculum_epochs", cfg.curriculum_epochs, "at least 1"), ("ascent", not (cfg.ascent and cfg.sam_rho), "False with sam_rho"),
                               ("n_labels", cfg.n_labels == 0, "0: finetune.py makes classifiers")):
         if not good:
             sys.exit(f"error: {key}={getattr(cfg, key)} must be {wanted}")
@@ -330,7 +343,7 @@ def pays_to_compile(cfg, run):
         return cfg.compile == "on"
     with torch.device("meta"):
         parameters = LanguageModel(model_config(cfg)).n_params()
-    flops = 6 * parameters * count_steps(cfg, run)[1] * cfg.batch_size * cfg.seq_len / run.world
+    flops = 6 * parameters * ChunkOrder(cfg, run).total * cfg.batch_size * cfg.seq_len / run.world
     return run.device.type == "cuda" or flops > 5e13
 
 
@@ -366,7 +379,7 @@ def learning_rate(cfg, step, total):
     return cfg.min_lr + (cfg.learning_rate - cfg.min_lr) * share
 
 
-def announce(cfg, run, model, steps_per_epoch, total):
+def announce(cfg, run, model, data):
     """One line each: parameters, tokens per epoch, steps, estimated memory."""
     if run.rank > 0:
         return
@@ -375,10 +388,10 @@ def announce(cfg, run, model, steps_per_epoch, total):
     logits = 3 * 4 * cfg.vocab_size * (min(cfg.loss_chunk, rows) or rows)
     activations = rows * cfg.n_layer * (10 * cfg.n_embd + 4 * cfg.intermediate_size) * width + logits
     print(f"parameters: {n:,} ({cfg.arch})")
-    print(f"tokens per epoch: {steps_per_epoch * cfg.batch_size * cfg.seq_len:,}")
-    print(f"steps: {total:,} of {cfg.batch_size} x {cfg.seq_len} tokens, {total / steps_per_epoch:.2f} epochs")
-    if cfg.max_iters > total:
-        print(f"notice: max_iters={cfg.max_iters}, but {cfg.epochs} epochs have {total} steps; raise --epochs")
+    print(f"tokens per epoch: {(data.starts[-1] - data.starts[-2]) * cfg.batch_size * cfg.seq_len:,}" + " at the end" * bool(cfg.curriculum))
+    print(f"steps: {data.total:,} of {cfg.batch_size} x {cfg.seq_len} tokens, {data.epoch(data.total):.2f} epochs")
+    if cfg.max_iters > data.total:
+        print(f"notice: max_iters={cfg.max_iters}, but {cfg.epochs} epochs have {data.total} steps; raise --epochs")
     print(f"memory, estimated: {(16 * n + activations) / 2**30:.2f} GiB for the model trained; ranks: {run.world}, "
           f"{run.device}, {'bfloat16' if run.bf16 else 'float32'}, {'compiled' if run.compile else 'not compiled'}", flush=True)
 
@@ -389,11 +402,26 @@ class ChunkOrder:
     """Which chunks a step sees, and how the model is validated. Neither ranks nor micro-batches change the
     order, and nothing of it is saved: an epoch's permutation and offsets follow from (seed, epoch)."""
 
-    validation = "validation loss, nats per token,"
+    validation = "validation loss (nats per token)"
 
     def __init__(self, cfg, run):
-        self.cfg, self.run, self.epoch = cfg, run, None
-        self.steps_per_epoch, self.total = count_steps(cfg, run)
+        self.cfg, self.run, self.of = cfg, run, None
+        self.bucket = buckets(cfg, run)
+        steps = [len(self.eligible(epoch)) // cfg.batch_size for epoch in range(cfg.epochs if cfg.curriculum else 1)]
+        if min(steps) < 1:
+            sys.exit(f"error: {cfg.data_dir} has {len(self.eligible(0))} training chunks of {cfg.seq_len} tokens, "
+                     f"fewer than batch_size={cfg.batch_size}")
+        self.starts = [0, *itertools.accumulate(steps if cfg.curriculum else steps * cfg.epochs)]  # of the epochs, and the end
+        self.total = min(self.starts[-1], cfg.max_iters) if cfg.max_iters else self.starts[-1]
+
+    def eligible(self, epoch):
+        """The chunks an epoch sees (but for its last partial batch)."""
+        return np.flatnonzero(self.bucket <= epoch // max(self.cfg.curriculum_epochs, 1))
+
+    def epoch(self, step):
+        """Epochs done after `step` steps: a whole number at the end of one."""
+        i = min(bisect.bisect_right(self.starts, step), len(self.starts) - 1)
+        return i - 1 + (step - self.starts[i - 1]) / (self.starts[i] - self.starts[i - 1])
 
     def seen(self, step):
         """What is counted, and how much of it `step` steps saw."""
@@ -405,10 +433,11 @@ class ChunkOrder:
     def batch(self, step, micro_step):
         """This rank's share of a step's `micro_step`-th part."""
         cfg, run = self.cfg, self.run
-        epoch, position = divmod(step, self.steps_per_epoch)
-        if epoch != self.epoch:
+        epoch = bisect.bisect_right(self.starts, step) - 1
+        position = step - self.starts[epoch]
+        if epoch != self.of:
             rng = np.random.default_rng([cfg.seed, epoch])
-            self.epoch, self.chunks = epoch, rng.permutation(n_chunks(cfg, run.shards))
+            self.of, self.chunks = epoch, rng.permutation(self.eligible(epoch))
             self.offsets = rng.integers(cfg.seq_len if cfg.random_offset else 1, size=len(self.chunks))
         first = position * cfg.batch_size + (micro_step * run.world + run.rank) * run.micro_batch
         mine = slice(first, first + run.micro_batch)
@@ -421,14 +450,16 @@ def n_chunks(cfg, shards):
     return (len(shards) - 1 - (cfg.seq_len - 1 if cfg.random_offset else 0)) // cfg.seq_len
 
 
-def count_steps(cfg, run):
-    """(steps in an epoch, steps in all); the last partial batch of an epoch is dropped."""
-    steps_per_epoch = n_chunks(cfg, run.shards) // cfg.batch_size
-    if steps_per_epoch < 1:
-        sys.exit(f"error: {cfg.data_dir} has {n_chunks(cfg, run.shards)} training chunks of {cfg.seq_len} tokens, "
-                 f"fewer than batch_size={cfg.batch_size}")
-    total = cfg.epochs * steps_per_epoch
-    return steps_per_epoch, min(total, cfg.max_iters) if cfg.max_iters else total
+def buckets(cfg, run):
+    """For each chunk the bucket of the curriculum that its first token's source is in; 0 without a curriculum."""
+    first = np.arange(n_chunks(cfg, run.shards)) * cfg.seq_len
+    if not cfg.curriculum:
+        return np.zeros(len(first), int)
+    ends = run.shards.meta.get("sources", {}).get("train", {})
+    if sorted(ends) != sorted(" ".join(cfg.curriculum).split()):
+        sys.exit(f"error: curriculum={','.join(cfg.curriculum)} must name each source of {cfg.data_dir} once: {' '.join(ends) or 'prepare it again'}")
+    of = np.array([next(i for i, bucket in enumerate(cfg.curriculum) if source in bucket.split()) for source in ends])
+    return of[np.searchsorted(list(ends.values()), first, side="right")]
 
 
 def to_batch(tokens, device, index, step=0):
@@ -674,11 +705,12 @@ def load_run(cfg, run, model, optimizer, provenance):
     if described["data_sha256"] != disk.data_sha256(run.shards.meta):
         sys.exit(f"error: {folder} was trained on other data than {cfg.data_dir}; resume with "
                  f"--data_dir={described['train_config']['data_dir']}")
-    for key in ("seed", "batch_size", "seq_len", "random_offset"):
-        if described["train_config"][key] != getattr(cfg, key):
-            sys.exit(f"error: {folder} was trained with {key}={described['train_config'][key]}, not {getattr(cfg, key)}: the data order and what is "
+    theirs, ours = described["train_config"], json.loads(json.dumps(asdict(cfg)))
+    for key in ("seed", "batch_size", "seq_len", "random_offset", "curriculum", "curriculum_epochs"):
+        if theirs.get(key) != ours[key]:
+            sys.exit(f"error: {folder} was trained with {key}={theirs.get(key)}, not {ours[key]}: the data order and what is "
                      "counted depend on it; resume with its own")
-    changed = differences(described["train_config"], json.loads(json.dumps(asdict(cfg))), ("resume", "overwrite"))
+    changed = differences(theirs, ours, ("resume", "overwrite"))
     if changed and run.rank == 0:
         print(f"notice: resuming with changed settings: {changed}")
     changed = differences({k: described.get(k) for k in provenance}, provenance)
@@ -716,6 +748,17 @@ def settle_best(cfg, run, counters):
             disk.point_to(cfg.out_dir, "best.json", f"ckpt_{counters['best_step']}", counters["best_step"], counters["best_val_ce"])
         elif os.path.exists(os.path.join(cfg.out_dir, "best.json")):
             os.remove(os.path.join(cfg.out_dir, "best.json"))
+
+
+def start_from(path, model, run):
+    """Put another checkpoint's weights into a new model."""
+    saved, _, described = disk.load_checkpoint(path)
+    theirs, ours = ({k: v for k, v in asdict(m.cfg).items() if k != "dropout"} for m in (saved, model))
+    if theirs != ours:
+        sys.exit(f"error: init_from: {path} is another model ({differences(theirs, ours)})")
+    if described["tokenizer_sha256"] != run.shards.meta["tokenizer_sha256"]:
+        sys.exit(f"error: init_from: {path} was trained with another tokenizer")
+    model.load_state_dict(saved.state_dict())
 
 
 def resumable_tensors(model, optimizer):

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import run_train
+from conftest import TINY, run_train
 from test_distill import config
 from test_train import assert_same, cut_short, records, torchrun, weights
 
@@ -310,3 +310,37 @@ def test_two_ranks_alternate(data, teachers, generator, tmp_path):
 def test_bad_objectives_are_one_line(data, teachers, tmp_path, change, message):
     with pytest.raises(SystemExit, match=message):
         distill.main(config(data, tmp_path / "s", teachers=tuple(teachers[:1]), **change))
+
+
+def test_a_sam_step_is_the_formulas(data, tmp_path):
+    """Weights after one step of SGD-like AdamW cannot be told by hand, the gradient can: that of the loss at w + rho g / |g|."""
+    cfg = train.TrainConfig(**{**TINY, "data_dir": data, "out_dir": str(tmp_path / "run"), "sam_rho": 0.3, "micro_batch_size": 4})
+    run = train.start(cfg)
+    torch.manual_seed(1)
+    model = train.LanguageModel(train.model_config(cfg))
+    batches = [train.ChunkOrder(cfg, run).batch(0, i) for i in (0, 1)]
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    for batch in batches:
+        loss, parts = objectives.sam_loss(train.next_token_loss, model, batch, cfg, run)
+        (loss / 2).backward()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    expected = {name: torch.zeros_like(p, dtype=torch.float64) for name, p in model.named_parameters()}
+    for batch in batches:
+        def ce(params):
+            z = torch.func.functional_call(double, params, (batch.x,))
+            return torch.nn.functional.cross_entropy(z.flatten(0, 1), batch.y.flatten())
+        double = train.LanguageModel(train.model_config(cfg)).double()
+        params = {k: v.double() for k, v in before.items() if k in expected}
+        g = torch.func.grad(ce)(params)
+        norm = sum((v ** 2).sum() for v in g.values()).sqrt()
+        there = torch.func.grad(ce)({k: v + 0.3 * g[k] / norm for k, v in params.items()})
+        expected = {k: expected[k] + there[k] / 2 for k in expected}
+    for name, p in model.named_parameters():
+        assert (p.grad - expected[name]).norm() <= 1e-4 * expected[name].norm() + 1e-7, name
+
+
+def test_ascent_climbs(data, tmp_path):
+    run_train(data, tmp_path / "a", max_iters=20)
+    run_train(data, tmp_path / "b", max_iters=10, init_from=str(tmp_path / "a"), ascent=True, schedule="constant", warmup_iters=0, learning_rate=1e-3, eval_interval=5)
+    val = [r["val_ce"] for out in ("a", "b") for r in records(tmp_path / out) if "val_ce" in r]
+    assert val[-1] > val[-2] > val[-3]

@@ -125,7 +125,7 @@ def test_each_epoch_sees_each_chunk_once_in_another_order(data):
     cfg = TrainConfig(**{**TINY, "data_dir": data, "out_dir": "none", "epochs": 2, "max_iters": 0})
     run = start(cfg)
     order = train.ChunkOrder(cfg, run)
-    per_epoch, total = train.count_steps(cfg, run)
+    per_epoch, total = order.starts[1], order.total
     assert total == 2 * per_epoch and per_epoch == ((len(run.shards) - 1) // 32) // 8
     epochs = [[i for s in range(per_epoch) for i in order.batch(e * per_epoch + s, 0).index.tolist()] for e in (0, 1)]
     assert len(set(epochs[0])) == len(epochs[0]) == per_epoch * 8 and epochs[0] != epochs[1]
@@ -140,7 +140,7 @@ def test_random_offsets_stay_inside_and_change(data):
     run = start(cfg)
     order = train.ChunkOrder(cfg, run)
     for epoch in (0, 1):
-        order.batch(epoch * order.steps_per_epoch, 0)
+        order.batch(order.starts[epoch], 0)
         assert order.offsets.min() == 0 and order.offsets.max() == 31
         assert (order.chunks * 32 + order.offsets).max() + 33 <= len(run.shards)
 
@@ -319,3 +319,39 @@ def test_checkpoints_by_words_seen(data, tmp_path):
     a, b = (disk.load_checkpoint(str(tmp_path / name))[0].state_dict() for name in ("short/ckpt_4", "cut/chck_10M"))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not os.path.exists(tmp_path / "cut/chck_10M/state.json")
+
+
+def test_a_curriculum_adds_buckets(tmp_path):
+    """Epochs 0 and 1 see the first bucket's text alone, each chunk once; then both buckets'."""
+    os.makedirs(tmp_path / "text/train_10M"), os.makedirs(tmp_path / "text/dev")
+    for source, word, n in (("cbt", "hard", 900), ("childes", "easy", 500), ("qed", "middle", 300)):
+        (tmp_path / f"text/train_10M/{source}.train").write_text(f"{word} words of the corpus and more .\n" * n)
+    (tmp_path / "text/dev/cbt.dev").write_text("hard words of the corpus and more .\n" * 400)
+    data = str(tmp_path / "data")
+    prepare.main(prepare.PrepareConfig(input_dir=str(tmp_path / "text"), data_dir=data, vocab_size=330))
+    settings = {**TINY, "vocab_size": 330, "data_dir": data, "out_dir": str(tmp_path / "run"), "epochs": 6, "max_iters": 0, "eval_interval": 0,
+                "curriculum": ("childes", "qed cbt"), "curriculum_epochs": 2}
+    run = start(TrainConfig(**settings))
+    order = train.ChunkOrder(TrainConfig(**settings), run)
+    tokenizer = disk.load_tokenizer(f"{data}/tokenizer.model")
+    for epoch in range(6):
+        seen = [i for step in range(order.starts[epoch], order.starts[epoch + 1]) for i in order.batch(step, 0).index.tolist()]
+        assert len(set(seen)) == len(seen)
+        words = {word for i in seen for word in tokenizer.decode(run.shards.windows([i * 32 + 16], 8)[0]).split()}
+        easy, all_of_it = (run.shards.meta["words"]["train"][s] / sum(run.shards.meta["words"]["train"].values()) for s in ("childes", "cbt"))
+        assert ("hard" in words, "middle" in words, "easy" in words) == ((False, False, True) if epoch < 2 else (True, True, True))
+        assert len(seen) == pytest.approx(train.n_chunks(TrainConfig(**settings), run.shards) * (easy if epoch < 2 else 1), rel=0.1)
+    train.main(TrainConfig(**settings))
+    ends = [r["epoch"] for r in records(tmp_path / "run") if "val_ce" in r]
+    assert ends == [1, 2, 3, 4, 5, 6] and [r["step"] for r in records(tmp_path / "run") if "val_ce" in r] == order.starts[1:]
+    for wrong in (("childes",), ("childes", "qed cbt", "x")):
+        with pytest.raises(SystemExit, match="must name each source"):
+            train.ChunkOrder(TrainConfig(**{**settings, "curriculum": wrong}), run)
+
+
+def test_training_starts_from_other_weights(data, tmp_path):
+    run_train(data, tmp_path / "first", max_iters=3)
+    run_train(data, tmp_path / "second", max_iters=1, eval_interval=1, init_from=str(tmp_path / "first"), learning_rate=0.0)
+    assert_same(weights(tmp_path / "second"), weights(tmp_path / "first"))
+    with pytest.raises(SystemExit, match="init_from: .* is another model .n_embd: 32 -> 48"):
+        run_train(data, tmp_path / "third", n_embd=48, init_from=str(tmp_path / "first"))
