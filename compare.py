@@ -28,9 +28,7 @@ def main(columns):
     if not folders:
         sys.exit("error: the runs to compare were not scored on the same data folders")
     for name in folders:
-        for run, path in zip(every, sum(paths, [])):
-            if "sha256" not in run[name] or run[name]["sha256"] != every[0][name]["sha256"]:
-                sys.exit(f"error: {path} was scored on other pairs of {name} than {paths[0][0]}, or by older code; score it again")
+        check_same_pairs(name, [run for column in runs for run in column], sum(paths, []))
         print_folder(name, labels, [[run["folders"][name] for run in column] for column in runs])
 
 
@@ -38,7 +36,20 @@ def read_result(path):
     file = os.path.join(path, "blimp.json") if os.path.isdir(path) else path
     if not os.path.isfile(file):
         sys.exit(f"error: no scores at {file}; make them with eval_blimp.py --ckpt={path} --data=...")
-    return disk.read_json(file, ["folders"])
+    result = disk.read_json(file, ["folders"])
+    try:
+        for folder in result["folders"].values():
+            folder["sha256"], folder["phenomena"], [(row["accuracy"], row["right"]) for row in folder["tasks"].values()]
+    except (KeyError, TypeError, AttributeError):
+        sys.exit(f"error: {file} is damaged, or of older code; score {path} again")
+    return result
+
+
+def check_same_pairs(name, runs, paths):
+    """Exit if one of the runs was scored on other pairs of data folder `name` than the first."""
+    for run, path in zip(runs, paths):
+        if run["folders"][name]["sha256"] != runs[0]["folders"][name]["sha256"]:
+            sys.exit(f"error: {path} was scored on other pairs of {name} than {paths[0]}")
 
 
 def print_folder(name, labels, columns):

@@ -30,7 +30,7 @@ def run(main, cls=None):
         sys.exit(f"error: {e.filename or 'file'}: {e.strerror or e}")
     except Exception as e:
         if type(e).__name__ == "OutOfMemoryError" or isinstance(e, MemoryError) or "can't allocate memory" in str(e):
-            sys.exit("error: out of memory; set a smaller --micro_batch_size (same results) or a smaller model")
+            sys.exit("error: out of memory; set a smaller --micro_batch_size (train.py, distill.py: same results), batch or model")
         if type(e).__name__ == "SafetensorError":  # disk full
             sys.exit(f"error: cannot write or read a checkpoint: {e}")
         raise

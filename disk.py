@@ -241,7 +241,7 @@ def pointed(out_dir, pointer):
 
 
 # the names of what a run writes into its folder: nothing else in there is ever deleted
-RUN_FILES = re.compile(r"(ckpt_\d+|chck_\d+M|member_\d+)(\.tmp)?|((last|best|train_config|blimp)\.json|metrics\.jsonl)(\.tmp)?|events\.out\.tfevents\..*")
+RUN_FILES = re.compile(r"(ckpt_\d+|chck_\d+M|member_\d+)(\.tmp)?|((last|best|train_config|blimp|predictions)\.json|metrics\.jsonl)(\.tmp)?|events\.out\.tfevents\..*")
 
 
 def delete_run(out_dir):

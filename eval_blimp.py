@@ -18,6 +18,7 @@ import math
 import os
 import sys
 import time
+import zlib
 from dataclasses import dataclass
 from functools import partial
 from typing import Literal, NamedTuple
@@ -72,6 +73,8 @@ def main(cfg):
     for path in filter(None, (out, cfg.items, cfg.predictions)):  # before hours of scoring, not after
         if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or "."):
             sys.exit(f"error: cannot write {path}: a folder, or in a folder that is not there")
+    if cfg.predictions:
+        read_predictions(cfg.predictions)
     prefix = next((t for t in (tokenizer.bos, tokenizer.eos, tokenizer.pad) if t is not None), None)
     if cfg.data and prefix is None:
         sys.exit("error: the tokenizer has no token to put before a sentence (<s>, </s> or <pad>)")
@@ -242,16 +245,26 @@ def preferred(pairs, scores):
     return tasks
 
 
+def read_predictions(path):
+    """What the gzipped JSON at `path` has: {} if there is no such file."""
+    if not os.path.isdir(os.path.dirname(path) or "."):
+        sys.exit(f"error: cannot write {path}: its folder is not there")
+    if not os.path.exists(path):
+        return {}
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as f:
+            there = json.load(f)
+        if not isinstance(there, dict) or not all(isinstance(tasks, dict) for tasks in there.values()):
+            raise ValueError("not tasks by group")
+        return there
+    except (OSError, ValueError, EOFError, zlib.error) as e:
+        sys.exit(f"error: {path} is no gzipped JSON of predictions to add to: {e}")
+
+
 def add_predictions(path, groups):
     """Put folder -> task -> predictions into the gzipped JSON at `path`, beside what else it has."""
     names = {"blimp_filtered": "blimp", "supplement_filtered": "blimp_supplement", "ewok_filtered": "ewok"}
-    there = {}
-    if os.path.isfile(path):
-        try:
-            with gzip.open(path, "rt", encoding="utf-8") as f:
-                there = dict(json.load(f))
-        except (OSError, ValueError, EOFError) as e:
-            sys.exit(f"error: {path} is no gzipped JSON of predictions to add to: {e}")
+    there = read_predictions(path)
     with gzip.open(path + ".tmp", "wt", encoding="utf-8") as f:
         for group, tasks in groups.items():
             there.setdefault(names.get(group, group), {}).update(tasks)

@@ -16,6 +16,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import statistics
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -29,7 +30,7 @@ import torch.nn.functional as F
 
 import config
 import disk
-from eval_blimp import add_predictions, load_ensemble
+from eval_blimp import add_predictions, load_ensemble, read_predictions
 from model import LanguageModel
 from train import LoopConfig, Run, check_loop_config, start_machine, train
 
@@ -85,32 +86,41 @@ LORA_FORMATS = {
 def main(cfg):
     check(cfg)
     models, tokenizer, _ = load_ensemble(cfg.ckpt, torch.device("cpu"))
-    weights = hashlib.sha256("".join(disk.load_checkpoint(path)[2]["weights_sha256"] for path in cfg.ckpt).encode()).hexdigest()
-    plan = [(task, seed, task_config(cfg, task, seed)) for task in cfg.tasks for seed in cfg.seeds]
-    for task, _, own in plan:  # mistakes show before the first is trained
+    block_size = min(m.cfg.block_size for m in models)
+    del models
+    plan = [(task, task_config(cfg, task, seed)) for task in cfg.tasks for seed in cfg.seeds]
+    for task, own in plan:  # mistakes show before the first is trained
         check(own)
-        read_examples(own, task, "train", tokenizer)
+        if own.max_length > block_size:
+            sys.exit(f"error: max_length={own.max_length} is longer than the model's block_size={block_size}")
+        _, labels = read_examples(own, task, "train", tokenizer)
+        for name in scored_on(own, task):
+            read_examples(own, name, "valid", tokenizer, labels)
+    if cfg.predictions:
+        read_predictions(cfg.predictions)
     os.makedirs(cfg.out_dir, exist_ok=True)
     disk.lock(cfg.out_dir)
     path = os.path.join(cfg.out_dir, "results.json")
-    results = disk.read_json(path) if os.path.isfile(path) and not cfg.overwrite else {}
-    for task, seed, own in plan:
-        settings = {**asdict(own), "weights_sha256": weights}
-        for key in ("out_dir", "device", "tasks", "seeds", "per_task", "ckpt", "data", "predictions", "resume", "overwrite", "wandb", "log_interval"):
-            del settings[key]  # where and how, not what
-        settings = hashlib.sha256(json.dumps(settings).encode()).hexdigest()
-        done = results.setdefault(task, {}).get(seed)
-        if done and done["settings_sha256"] != settings:
-            sys.exit(f"error: {path} has {task}, seed {seed}, with other settings or weights; name another --out_dir, or use --overwrite")
-        if not done:
+    results = read_results(path)
+    for task, own in plan:
+        identity, seed = identity_sha256(own, task), str(own.seed)
+        done = results.get(task, {}).get(seed)
+        if done and done["identity_sha256"] != identity and not cfg.overwrite:
+            sys.exit(f"error: {path} has {task}, seed {seed}, with other settings, weights or data; name another --out_dir, or use --overwrite for these tasks")
+        if not done or cfg.overwrite:
             print(f"\n=== {task}, seed {seed}", flush=True)
-            scores, predicted = finetune(own, task, cfg.ckpt, tokenizer)
-            if cfg.predictions and seed == cfg.seeds[0]:
-                add_predictions(cfg.predictions, {"glue": predicted})
+            scores, predicted, interrupted = finetune(own, task, cfg.ckpt, tokenizer)
+            disk.write_json(os.path.join(own.out_dir, "predictions.json"), predicted)
             for name, score in scores.items():  # mnli brings mnli-mm
-                results.setdefault(name, {})[seed] = dict(settings_sha256=settings, **score)
+                results.setdefault(name, {})[seed] = dict(identity_sha256=identity, **score)
             disk.write_json(path, results)
-    table({task: {seed: rows[seed] for seed in cfg.seeds if seed in rows} for task, rows in results.items()}, cfg)
+            if interrupted:
+                sys.exit(f"stopped by a signal; {task}, seed {seed} is done, the same command goes on")
+    if cfg.predictions:
+        for task, own in plan[::len(cfg.seeds)]:
+            add_predictions(cfg.predictions, {"glue": disk.read_json(os.path.join(own.out_dir, "predictions.json"))})
+    seeds = {str(own.seed) for _, own in plan}
+    table({name: {seed: results[name][seed] for seed in seeds if seed in results[name]} for task in cfg.tasks for name in scored_on(cfg, task)})
 
 
 def check(cfg):
@@ -122,8 +132,8 @@ def check(cfg):
         if task not in TASKS or task == "mnli-mm":
             sys.exit(f"error: tasks: no task '{task}'; there are {', '.join(t for t in TASKS if t != 'mnli-mm')} (mnli brings mnli-mm)")
     for seed in cfg.seeds:
-        if not seed.isdecimal():
-            sys.exit(f"error: seeds: '{seed}' is not a whole number")
+        if not (seed.isascii() and seed.isdecimal() and len(seed) < 19) or cfg.seeds.count(seed) > 1:
+            sys.exit(f"error: seeds: '{seed}' is not a whole number, too large, or there twice")
     for key, good, wanted in (("seeds", cfg.seeds, "one or more"), ("max_length", cfg.max_length > 0, "at least 1"),
                               ("resume", not cfg.resume, "False: the same command goes on with the tasks and seeds that are missing"),
                               ("lora_dropout", cfg.lora_dropout < 1, "below 1"), ("warmup_share", cfg.warmup_share < 1, "below 1")):
@@ -138,22 +148,53 @@ def task_config(cfg, task, seed):
     types, values = get_type_hints(FinetuneConfig), {}
     for line in cfg.per_task:
         name, *flags = line.split() or [""]
-        if name not in TASKS or not all(flag.startswith("--") and "=" in flag for flag in flags):
+        if name not in TASKS or name == "mnli-mm" or not all(flag.startswith("--") and "=" in flag for flag in flags):
             sys.exit(f"error: per_task: '{line}' is not 'task --key=value ...'")
         for key, _, text in (flag[2:].partition("=") for flag in flags if name == task):
+            if key in NOT_PER_TASK or key == "seed" and len(cfg.seeds) > 1:
+                sys.exit(f"error: per_task '{line}': {key} cannot be set for one task alone" + " where there are several seeds" * (key == "seed"))
             values[key] = config.checked(types, key, config.parsed(types, key, text), f"per_task '{line}'")
-    return replace(cfg, **{"seed": int(seed), **values, "out_dir": os.path.join(cfg.out_dir, f"{task}_{seed}"), "overwrite": True})
+    values.setdefault("seed", int(seed))
+    return replace(cfg, **values, out_dir=os.path.join(cfg.out_dir, f"{task}_{values['seed']}"), overwrite=True)
+
+
+NOT_PER_TASK = ("ckpt", "data", "tasks", "per_task", "seeds", "out_dir", "predictions", "resume", "overwrite")
+
+
+def identity_sha256(cfg, task):
+    """One hash for the settings, weights and texts that a result follows from."""
+    settings = asdict(cfg)
+    for key in (*NOT_PER_TASK, "device", "wandb", "tensorboard", "log_interval", "keep_model"):  # where and how, not what
+        del settings[key]
+    files = [f for name, split in ((task, "train"), *((name, "valid") for name in scored_on(cfg, task))) for f in find_files(cfg, name, split)]
+    weights = [disk.read_json(os.path.join(disk.find_checkpoint(path), "sha256.json"), ["model.safetensors"])["model.safetensors"] for path in cfg.ckpt]
+    return hashlib.sha256(json.dumps([settings, weights, list(map(disk.sha256, files))]).encode()).hexdigest()
+
+
+def scored_on(cfg, task):
+    """The tasks that a task's model is scored on."""
+    return [task, "mnli-mm"] if task == "mnli" and find_files(cfg, "mnli-mm", "valid") else [task]
+
+
+def read_results(path):
+    """task -> seed -> scores, as far as there are any."""
+    results = disk.read_json(path) if os.path.isfile(path) else {}
+    try:
+        for task, rows in results.items():
+            for row in rows.values():
+                row["identity_sha256"], float(row[TASKS[task][2]])
+    except (KeyError, TypeError, AttributeError, ValueError):
+        sys.exit(f"error: {path} is damaged; repair it, or name another --out_dir")
+    return results
 
 
 def finetune(cfg, task, paths, tokenizer):
-    """Train on one task with one seed: {task: scores}, {task: predictions} of the best epoch."""
+    """Train on one task with one seed: {task: scores} and {task: predictions} of the best epoch, and whether a signal came at the end."""
     device, bf16 = start_machine(cfg)
     examples, labels = read_examples(cfg, task, "train", tokenizer)
     valid, _ = read_examples(cfg, task, "valid", tokenizer, labels)
     torch.manual_seed(cfg.seed)  # before the heads are made
     model, *others = [classifier(disk.load_checkpoint(path)[0], len(labels)).to(device) for path in paths]
-    if min(m.cfg.block_size for m in (model, *others)) < cfg.max_length:
-        sys.exit(f"error: max_length={cfg.max_length} is longer than the model's block_size={min(m.cfg.block_size for m in (model, *others))}")
     if cfg.lora_rank:
         for m in (model, *others):
             add_lora(m, cfg)
@@ -169,7 +210,7 @@ def finetune(cfg, task, paths, tokenizer):
         m.load_state_dict(state)
         m.eval()
     scores, predicted = {task: data.best_scores}, {task: listed(task, data.best_predictions, labels)}
-    if task == "mnli" and find_files(cfg, "mnli-mm", "valid"):
+    if "mnli-mm" in scored_on(cfg, task):
         mismatched, _ = read_examples(cfg, "mnli-mm", "valid", tokenizer, labels)
         scores["mnli-mm"], found = Examples(cfg, examples, mismatched, data.logits, bf16, device).scores(model)
         predicted["mnli-mm"] = listed("mnli-mm", found, labels)
@@ -179,7 +220,7 @@ def finetune(cfg, task, paths, tokenizer):
             del described["format_version"]
             described.update(model=asdict(m.cfg), parameters=m.n_params(), finetuned=task, labels=labels, scores=scores, train_config=asdict(cfg))
             disk.save_checkpoint(cfg.out_dir, f"member_{i}", m, described, os.path.join(disk.find_checkpoint(path), described["tokenizer"]))
-    return scores, predicted
+    return scores, predicted, data.interrupted
 
 
 # --- the model --------------------------------------------------------------------------------------
@@ -262,13 +303,14 @@ class Examples:
         total = cfg.epochs * self.steps_per_epoch
         self.total = min(total, cfg.max_iters) if cfg.max_iters else total
         self.n_labels = len({e.label for e in examples})
-        self.best = math.inf
+        self.best, self.of = math.inf, None
         self.validation = "validation loss" if cfg.select == "loss" else f"1 - {'F1' if self.n_labels == 2 else 'accuracy'}"
 
     def batch(self, step, micro_step):
         epoch, position = divmod(step, self.steps_per_epoch)
-        order = np.random.default_rng([self.cfg.seed, epoch]).permutation(len(self.examples))
-        return to_batch([self.examples[i] for i in order[position * self.cfg.batch_size:(position + 1) * self.cfg.batch_size]], self.device)
+        if epoch != self.of:
+            self.of, self.order = epoch, np.random.default_rng([self.cfg.seed, epoch]).permutation(len(self.examples))
+        return to_batch([self.examples[i] for i in self.order[position * self.cfg.batch_size:(position + 1) * self.cfg.batch_size]], self.device)
 
     def epoch(self, step):
         return step / self.steps_per_epoch
@@ -326,8 +368,11 @@ def to_batch(examples, device):
 
 def find_files(cfg, task, split):
     """<task>.<split>.jsonl in the data folder or in its subfolder, or the parts <task>.<split>.*.jsonl."""
-    return sorted(f for folder in (cfg.data, os.path.join(cfg.data, task)) for ending in (".jsonl", ".*.jsonl")
-                  for f in glob.glob(os.path.join(glob.escape(folder), f"{task}.{split}{ending}")))
+    found = [files for folder in (cfg.data, os.path.join(cfg.data, task)) for ending in (".jsonl", ".*.jsonl")
+             if (files := sorted(glob.glob(os.path.join(glob.escape(folder), f"{task}.{split}{ending}"))))]
+    if len(found) > 1:
+        sys.exit(f"error: {task}'s {split} texts are in two places, {found[0][0]} and {found[1][0]}; leave one")
+    return found[0] if found else []
 
 
 def read_examples(cfg, task, split, tokenizer, labels=None):
@@ -342,12 +387,19 @@ def read_examples(cfg, task, split, tokenizer, labels=None):
             for n, line in enumerate(f):
                 try:
                     row = json.loads(line.decode("utf-8"))
+                    for name in re.findall(r"{(\w+)}", first + second):
+                        if not isinstance(row[name], str):
+                            raise TypeError(f"{name} is {row[name]!r}")
+                    if not isinstance(row["label"], (int, str)):
+                        raise TypeError(f"label is {row['label']!r}")
                     ids = truncated(*(tokenizer.encode(text.format(**row)) for text in (first, second)), cfg.max_length)
                     rows.append((ids or [tokenizer.pad or 0], row["label"]))
                 except KeyError as e:
                     sys.exit(f"error: {file}, line {n + 1}: no field {e}")
                 except (ValueError, TypeError, RuntimeError) as e:
                     sys.exit(f"error: {file}, line {n + 1}: not a text with a label in JSON ({e})")
+    if not rows:
+        sys.exit(f"error: {files[0]} is empty")
     try:
         labels = sorted({label for _, label in rows}) if labels is None else labels
     except TypeError:
@@ -372,15 +424,15 @@ def listed(task, predicted, labels):
     return {"predictions": [{"id": f"{task}_{i}", "pred": labels[p]} for i, p in enumerate(predicted)]}
 
 
-def table(results, cfg):
+def table(results):
     """A row a task: mean and standard deviation over seeds of what is reported."""
-    print(f"\n| task | metric | %, mean of {len(cfg.seeds)} seed{'s' if cfg.seeds[1:] else ''} | standard deviation |\n|---|---|---:|---:|")
+    print("\n| task | metric | seeds | mean, % | standard deviation |\n|---|---|---:|---:|---:|")
     means = []
     for task in (t for t in TASKS if results.get(t)):
         scores = [100 * row[TASKS[task][2]] for row in results[task].values()]
         means.append(statistics.mean(scores))
-        print(f"| {task} | {TASKS[task][2]} | {means[-1]:.1f} | {f'{statistics.stdev(scores):.1f}' if scores[1:] else ''} |")
-    print(f"| mean of {len(means)} tasks (the official score has {len(TASKS)}) | | {statistics.mean(means):.1f} | |")
+        print(f"| {task} | {TASKS[task][2]} | {len(scores)} | {means[-1]:.1f} | {f'{statistics.stdev(scores):.1f}' if scores[1:] else ''} |")
+    print(f"| mean of {len(means)} tasks (the official score has {len(TASKS)}) | | | {statistics.mean(means):.1f} | |")
 
 
 if __name__ == "__main__":

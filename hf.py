@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 import sys
+import tempfile
 
 import torch
 from safetensors import SafetensorError
@@ -38,10 +39,16 @@ def main(argv):
 
 def export_run(path, folder):
     """The checkpoint `path` means, and what its run kept by words seen, as Hugging Face folders."""
-    export(path, folder)
+    tmp = folder.rstrip("/") + ".tmp"
+    shutil.rmtree(tmp, ignore_errors=True)
+    export(path, tmp)
     kept = [name for name in os.listdir(path) if re.fullmatch(r"chck_\d+M", name)]
     for name in sorted(kept, key=lambda name: int(name[5:-1])):
-        export(os.path.join(path, name), os.path.join(folder, name))
+        export(os.path.join(path, name), os.path.join(tmp, name))
+    if os.path.isdir(folder):
+        os.rmdir(folder)
+    os.rename(tmp, folder)
+    print(f"{folder}: the best checkpoint of {path}" + f" and {len(kept)} by words seen" * bool(kept))
     if kept:
         print("each chck_ folder is for a branch of that name: hf upload NAME FOLDER/chck_1M . --revision=chck_1M")
 
@@ -75,8 +82,7 @@ def export(path, folder):
     if tokenizer.file.endswith(".model"):
         shutil.copy(tokenizer.file, os.path.join(folder, "tokenizer.model"))  # `import` takes this one
     with open(os.path.join(folder, "README.md"), "w", encoding="utf-8") as f:
-        f.write(model_card(os.path.basename(os.path.abspath(folder)), path, described))
-    print(f"{folder}: {described['parameters']:,} parameters, step {described['step']:,} of {path}")
+        f.write(model_card(os.path.basename(os.path.abspath(path)), path, described))
 
 
 def import_folder(folder, out_dir):
@@ -85,7 +91,10 @@ def import_folder(folder, out_dir):
     kind = theirs["model_type"]
     if kind not in READ:
         sys.exit(f"error: {folder} is of type '{kind}'; model.py has gpt2 and llama")
-    cfg = ModelConfig(arch=kind, **READ[kind](theirs, folder))
+    try:
+        cfg = ModelConfig(arch=kind, **READ[kind](theirs, folder))
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as e:
+        sys.exit(f"error: {folder}/config.json does not describe a {kind}: {type(e).__name__} {e}")
     weights = {k: v.float() for k, v in read_weights(folder).items() if not re.search(r"\.attn\.(masked_)?bias$|\.inv_freq$", k)}
     model = LanguageModel(cfg)
     if kind == "gpt2":
@@ -98,14 +107,22 @@ def import_folder(folder, out_dir):
         sys.exit(f"error: {folder} cannot be represented: tensor {wrong[0]} is {tuple(weights[wrong[0]].shape) if wrong[0] in weights else 'missing'}, "
                  f"model.py has {tuple(wanted[wrong[0]]) if wrong[0] in wanted else 'none'}" + (f"; so with {len(wrong) - 1} more" if wrong[1:] else ""))
     model.load_state_dict(weights)
+    with tempfile.TemporaryDirectory() as tmp:
+        try:
+            file = import_tokenizer(folder, tmp, cfg.vocab_size)
+        except (KeyError, TypeError, AttributeError) as e:
+            sys.exit(f"error: {folder}/tokenizer.json is not one that is understood: {type(e).__name__} {e}")
+        write_checkpoint(out_dir, model, file, folder, theirs)
+
+
+def write_checkpoint(out_dir, model, file, folder, theirs):
+    """An imported model and its tokenizer file as checkpoint 0 of a new run folder."""
+    cfg, tokenizer = model.cfg, disk.load_tokenizer(file)
     os.makedirs(out_dir, exist_ok=True)
-    file = import_tokenizer(folder, out_dir, cfg.vocab_size)
-    tokenizer = disk.load_tokenizer(file)
     described = dict(model=vars(cfg), parameters=model.n_params(), step=0, val_ce=None, tokenizer=os.path.basename(file),
                      tokenizer_sha256=disk.sha256(file), bos="unknown", imported_from=theirs.get("_name_or_path") or os.path.basename(os.path.abspath(folder)),
                      git_revision=disk.git_revision(), torch=torch.__version__)
     disk.save_checkpoint(out_dir, "ckpt_0", model, described, file)
-    os.remove(file)
     disk.point_to(out_dir, "best.json", "ckpt_0", 0, None)
     file = os.path.join(out_dir, "ckpt_0", os.path.basename(file))
     print(f"{out_dir}: {model.n_params():,} parameters; its data is prepared with --tokenizer={file}")
@@ -120,7 +137,8 @@ def llama_config(cfg):
         architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=cfg.n_embd, intermediate_size=cfg.intermediate_size,
         num_hidden_layers=cfg.n_layer, num_attention_heads=cfg.n_head, num_key_value_heads=cfg.n_kv_head or cfg.n_head,
         head_dim=cfg.n_embd // cfg.n_head, max_position_embeddings=cfg.block_size, rms_norm_eps=cfg.norm_eps, hidden_act="silu",
-        attention_bias=False, mlp_bias=False, attention_dropout=cfg.dropout, rope_theta=cfg.rope_theta,
+        attention_bias=False, mlp_bias=False, attention_dropout=cfg.dropout,  # ours is also on embeddings and residuals, theirs cannot be
+        rope_theta=cfg.rope_theta,
         rope_parameters=dict(rope_type="default", rope_theta=cfg.rope_theta))  # rope_theta moved there in transformers 5
 
 
@@ -146,11 +164,14 @@ def from_llama_config(c, folder):
 def from_gpt2_config(c, folder):
     if c.get("activation_function") == "gelu_pytorch_tanh":  # the same function
         c["activation_function"] = "gelu_new"
+    rates = [c.get(f"{place}_pdrop", 0.1) for place in ("resid", "embd", "attn")]
+    if len(set(rates)) > 1:
+        print(f"notice: {folder} has dropout {rates} on residual, embedding and attention; model.py has one rate: {rates[0]}")
     refuse(folder, c, activation_function="gelu_new", scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False,
            add_cross_attention=False)
     return dict(vocab_size=c["vocab_size"], n_layer=c["n_layer"], n_head=c["n_head"], n_embd=c["n_embd"],
                 intermediate_size=c.get("n_inner") or 4 * c["n_embd"], block_size=c.get("n_positions", 1024),
-                tie_weights=c.get("tie_word_embeddings", True), norm_eps=c.get("layer_norm_epsilon", 1e-5))
+                tie_weights=c.get("tie_word_embeddings", True), norm_eps=c.get("layer_norm_epsilon", 1e-5), dropout=float(rates[0]))
 
 
 READ = {"llama": from_llama_config, "gpt2": from_gpt2_config}

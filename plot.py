@@ -19,7 +19,7 @@ import numpy as np
 
 import config
 import disk
-from compare import read_result
+from compare import check_same_pairs, read_result
 from study import result_rows
 
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]  # told apart by all eyes (Okabe and Ito)
@@ -50,9 +50,12 @@ def main(cfg):
     if not (1 <= cfg.width <= 50 and 1 <= cfg.height <= 50):
         sys.exit(f"error: width={cfg.width} and height={cfg.height} must be between 1 and 50 inches")
     columns = getattr(cfg, asked[0])
+    if asked[0] in ("curves", "phenomena") and len(columns) > len(COLORS):
+        sys.exit(f"error: {asked[0]}: {len(columns)} runs; more than {len(COLORS)} cannot be told apart")
     if cfg.labels and len(cfg.labels) != len(columns):
         sys.exit(f"error: labels: {len(cfg.labels)} for {len(columns)} runs")
-    labels = cfg.labels or [os.path.basename(os.path.normpath(column.split("+")[0])) for column in columns]
+    labels = [label.replace("$", r"\$").lstrip("_") for label in  # $ would begin a formula, _ hides a label
+              cfg.labels or [os.path.basename(os.path.normpath(column.split("+")[0])) for column in columns]]
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -84,10 +87,14 @@ def curves(figure, runs, labels):
 
 def phenomena(figure, runs, labels):
     """Parallel coordinates: an axis a phenomenon (or task, where the data names none), a line a run."""
-    results = [{name: row for folder in read_result(run)["folders"].values() for name, row in (folder["phenomena"] or folder["tasks"]).items()} for run in runs]
-    names = [name for name in results[0] if all(name in r for r in results)]
+    results = [read_result(run) for run in runs]
+    folders = [name for name in results[0]["folders"] if all(name in r["folders"] for r in results)]
+    for folder in folders:
+        check_same_pairs(folder, results, runs)
+    results = [{name: row for folder in folders for name, row in (r["folders"][folder]["phenomena"] or r["folders"][folder]["tasks"]).items()} for r in results]
+    names = list(results[0])
     if not names:
-        sys.exit("error: the runs have no phenomena or tasks in common")
+        sys.exit("error: the runs were not scored on the same data folders")
     axes = figure.subplots()
     for result, label in zip(results, labels):
         axes.plot([100 * result[name]["accuracy"] for name in names], marker="o", markersize=4, label=label)
@@ -124,6 +131,9 @@ def panels(runs):
         if os.path.isfile(os.path.join(run, "blimp.json")):
             for folder, row in read_result(run)["folders"].items():
                 values.setdefault(f"{folder}, %", []).append(100 * row["accuracy"])
+    for panel, found in values.items():
+        if len(found) < len(runs):
+            print(f"notice: no panel for {panel}: {len(found)} of {len(runs)} runs have it")
     return {panel: found for panel, found in values.items() if len(found) == len(runs)}
 
 
@@ -139,8 +149,9 @@ def sizes(figure, runs, labels):
         axes.plot(words, loss, "o", color=color, label=f"{n / 1e6:.3g}M parameters")
         if len(set(words)) > 2:
             a, b, c = power_law(words, loss)
-            x = np.geomspace(words[0], words[-1])
-            axes.plot(x, a + b * x ** -c, color=color, linewidth=1, label=f"{a:.2f} + (words / {b ** (1 / c):.2g})$^{{-{c:.2f}}}$")
+            if b > 0 and 0.02 < c < 2:  # else the points are on no such curve
+                x = np.geomspace(words[0], words[-1])
+                axes.plot(x, a + b * x ** -c, color=color, linewidth=1, label=f"{a:.2f} + {b:.2g} words$^{{-{c:.2f}}}$")
     axes.set(xscale="log", xlabel="words of training text", ylabel="validation loss, nats per token")
     axes.legend()
 
@@ -155,9 +166,10 @@ def scatter(figure, files, labels):
     loss = np.array([row[key] for row in rows])
     for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names):
         accuracy = np.array([100 * row["accuracy"][name] for row in rows])
-        for recipe, color in zip(dict.fromkeys(row["recipe"] for row in rows), itertools.cycle(COLORS)):
+        looks = itertools.cycle([(color, marker) for marker in "os^D" for color in COLORS])
+        for recipe, (color, marker) in zip(dict.fromkeys(row["recipe"] for row in rows), looks):
             own = np.array([row["recipe"] == recipe for row in rows])
-            axes.plot(loss[own], accuracy[own], "o", color=color, markersize=4, label=recipe)
+            axes.plot(loss[own], accuracy[own], marker, color=color, markersize=4, label=recipe)
         line = np.poly1d(np.polyfit(loss, accuracy, 1))
         ends = np.array([loss.min(), loss.max()])
         axes.plot(ends, line(ends), color="gray", linewidth=1)
@@ -186,10 +198,10 @@ def records(run):
     path = os.path.join(run, "metrics.jsonl")
     if not os.path.isfile(path):
         sys.exit(f"error: no {path}; name a run folder")
-    with open(path) as f:
+    with open(path, errors="replace") as f:
         try:
-            rows = [json.loads(line) for line in f]
-        except ValueError as e:
+            rows = [dict(json.loads(line)) for line in f if line.endswith("\n")]  # the last may be half written
+        except (ValueError, TypeError) as e:
             sys.exit(f"error: {path} is damaged: {e}")
     if not any("ce" in r for r in rows):
         sys.exit(f"error: {path} has no training loss yet")

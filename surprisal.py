@@ -79,8 +79,8 @@ def line_surprisals(models, tokenizer, prefix, line):
     ids, spans = [prefix], []  # spans: (word, its tokens' positions in ids)
     for word in line.split():
         tokens = tokenizer.encode(" " + word)
-        texts = [tokenizer.decode([t]) for t in tokens]
-        inner = [i for i, text in enumerate(texts) if any(c.isalnum() or c == "\ufffd" for c in text)]  # U+FFFD: a part of a letter
+        texts = token_texts(tokenizer, tokens)
+        inner = [i for i, text in enumerate(texts) if any(map(str.isalnum, text))]
         if bare(word) and inner:
             first = inner[0] - (inner[0] > 0 and texts[inner[0] - 1].isspace())  # a blank that is a token of its own is the word's
             spans.append((bare(word), range(len(ids) + first, len(ids) + inner[-1] + 1)))
@@ -96,6 +96,20 @@ def line_surprisals(models, tokenizer, prefix, line):
         nats += (-logp[known - start - 1:]).tolist()
         known = start + window.shape[1]
     return [(word, sum(nats[i] for i in span)) for word, span in spans]
+
+
+def token_texts(tokenizer, tokens):
+    """Each token's text; of a token that is part of a character, the text of all such tokens beside it."""
+    texts = [tokenizer.decode([t]) for t in tokens]
+    i = 0
+    while i < len(texts):
+        end = i
+        while end < len(texts) and "\ufffd" in texts[end]:
+            end += 1
+        if end > i:
+            texts[i:end] = [tokenizer.decode(tokens[i:end])] * (end - i)
+        i = end + 1
+    return texts
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import signal
 import sys
 import time
@@ -206,12 +207,17 @@ def train(cfg, run, loss_fn=next_token_loss, companion=None, provenance={}, firs
             clock, clock_seen = time.perf_counter(), seen
         if stop:
             bar.close()
-            sys.exit(f"stopped by a signal at step {step} of {total} and saved; go on with --resume" if run.rank == 0 else 1)
+            how = "and saved; go on with --resume" if pretraining else "with nothing of this run kept; the same command begins it again"
+            sys.exit(f"stopped by a signal at step {step} of {total} {how}" if run.rank == 0 else 1)
     bar.close()
     release_signals()
+    metrics.finish()
     if run.rank == 0:
-        early = f" (stopped early: {waited} validations without a better one)" if step < total else ""
+        early = f" (stopped early: {waited} validations without a gain of 0.001)" if step < total else ""
         print(f"done: {cfg.out_dir}, best {data.validation} {best:.4f} at step {best_step}{early}")
+    if signals and pretraining:
+        sys.exit(f"a signal came at the end: {cfg.out_dir} is complete" if run.rank == 0 else 1)
+    data.interrupted = bool(signals)
     return model
 
 
@@ -371,7 +377,8 @@ def make_optimizer(model, cfg):
 
 
 def learning_rate(cfg, step, total):
-    """Linear warm-up to learning_rate over warmup_iters steps, then half a cosine or a line to min_lr at the last."""
+    """Linear warm-up to learning_rate over warmup_iters steps, then half a cosine or a line to min_lr at the last. The
+    warm-up's steps are 1/(warmup_iters + 1) and so on; Hugging Face's begin with a step at 0."""
     if step < cfg.warmup_iters:
         return cfg.learning_rate * (step + 1) / (cfg.warmup_iters + 1)
     progress = (step - cfg.warmup_iters) / max(total - cfg.warmup_iters, 1)
@@ -606,6 +613,10 @@ class Metrics:
         if first_record and not kept:
             self.write(dict(step=0, **first_record))
 
+    def finish(self):
+        if self.rank == 0 and self.wandb:
+            self.wandb.finish()
+
     def write(self, record):
         record = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}  # JSON has no nan
         self.file.write(json.dumps(record) + "\n")
@@ -743,7 +754,12 @@ def settle_best(cfg, run, counters):
     if counters["best_step"] not in val_ce:
         counters["best_step"] = min(val_ce, key=val_ce.get, default=0)
         counters["best_val_ce"] = val_ce.get(counters["best_step"], math.inf)
+        counters["waited"] = 0
     if run.rank == 0:
+        for name in os.listdir(cfg.out_dir):  # of steps that will be trained again
+            folder = os.path.join(cfg.out_dir, name)
+            if re.fullmatch(r"chck_\d+M", name) and disk.read_json(os.path.join(folder, "config.json"), ("step",))["step"] > counters["step"]:
+                shutil.rmtree(folder)
         if val_ce:
             disk.point_to(cfg.out_dir, "best.json", f"ckpt_{counters['best_step']}", counters["best_step"], counters["best_val_ce"])
         elif os.path.exists(os.path.join(cfg.out_dir, "best.json")):

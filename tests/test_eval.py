@@ -242,6 +242,7 @@ def test_predictions_of_several_commands_are_in_one_file(teachers, tmp_path):
         eval_blimp.main(EvalConfig(ckpt=(teachers[1],), data=(str(tmp_path / name),), predictions=path, device="cpu"))
     with gzip.open(path, "rt") as f:
         assert set(json.load(f)) == {"blimp", "blimp_supplement", "mine"}
-    open(path, "w").write("{}")
-    with pytest.raises(SystemExit, match="no gzipped JSON"):
-        eval_blimp.main(EvalConfig(ckpt=(teachers[1],), data=(str(tmp_path / "mine"),), predictions=path, device="cpu"))
+    for content in (b"{}", gzip.compress(b"5"), gzip.compress(b'{"glue": []}'), gzip.compress(b"{}")[:-9]):
+        open(path, "wb").write(content)
+        with pytest.raises(SystemExit, match="no gzipped JSON"):
+            eval_blimp.main(EvalConfig(ckpt=(teachers[1],), data=(str(tmp_path / "mine"),), predictions=path, device="cpu"))

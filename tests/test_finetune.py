@@ -49,7 +49,7 @@ def test_it_learns_and_reports_the_best_epoch(teachers, tmp_path, capsys):
     cfg = settings(teachers, tmp_path, seeds=("1", "2"), predictions=str(tmp_path / "p.json.gz"), keep_model=True)
     finetune.main(cfg)
     rows = results(cfg)["rte"]
-    assert rows["1"]["accuracy"] == 1.0 and "| rte | accuracy | 100.0 | 0.0 |" in capsys.readouterr().out
+    assert rows["1"]["accuracy"] == 1.0 and "| rte | accuracy | 2 | 100.0 | 0.0 |" in capsys.readouterr().out
     logged = [json.loads(line) for line in open(f"{cfg.out_dir}/rte_1/metrics.jsonl")]
     best = min((r for r in logged if "val_loss" in r), key=lambda r: r["val_loss"])  # the first of the least
     assert rows["1"]["val_ce"] == best["val_ce"]
@@ -72,11 +72,19 @@ def test_what_is_done_is_skipped_and_what_is_other_refused(teachers, tmp_path, m
     trained = []
     real = finetune.finetune
     monkeypatch.setattr(finetune, "finetune", lambda cfg, task, *rest: (trained.append(cfg.seed), real(cfg, task, *rest))[1])
+    before = dict(results(settings(teachers, tmp_path)))
     finetune.main(settings(teachers, tmp_path, epochs=1, seeds=("12", "13")))
     assert trained == [13] and results(settings(teachers, tmp_path))["rte"]["12"] == first
-    for change in (dict(epochs=2), dict(ckpt=(teachers[0],))):
-        with pytest.raises(SystemExit, match="with other settings or weights"):
+    for change in (dict(epochs=2), dict(ckpt=(teachers[0],)), dict(data=write_task(tmp_path / "other", noise=0.3))):
+        with pytest.raises(SystemExit, match="with other settings, weights or data"):
             finetune.main(settings(teachers, tmp_path, **{"epochs": 1, **change}))
+    write_task(tmp_path / "glue", "sst2")
+    finetune.main(settings(teachers, tmp_path, epochs=2, overwrite=True))  # this seed alone is done again
+    after = results(settings(teachers, tmp_path))["rte"]
+    assert set(after) == {"12", "13"} and after["12"] != before["rte"]["12"] and trained == [13, 12]
+    finetune.main(settings(teachers, tmp_path, epochs=2, predictions=str(tmp_path / "p.json.gz")))  # of what was done before
+    with gzip.open(tmp_path / "p.json.gz", "rt") as f:
+        assert len(json.load(f)["glue"]["rte"]["predictions"]) == 32
 
 
 @pytest.mark.parametrize("kind", ["llama", "gpt2"])
@@ -222,7 +230,9 @@ def test_the_papers_tables_are_settings(name):
     (dict(ckpt=()), "say which model learns what"), (dict(tasks=("cols",)), "no task 'cols'"), (dict(tasks=("wsc",)), "no wsc.train.jsonl"),
     (dict(seeds=("x",)), "'x' is not a whole number"), (dict(max_length=500), "longer than the model's block_size=64"), (dict(resume=True), "goes on with the tasks"),
     (dict(per_task=("rte --epoch=3",)), "did you mean 'epochs'"), (dict(per_task=("rte epochs",)), "is not 'task --key=value"), (dict(batch_size=0), "batch_size=0"),
-    (dict(tasks=("cola",)), "rte.train.jsonl|no cola.train.jsonl")])
+    (dict(tasks=("cola",)), "no cola.train.jsonl"), (dict(seeds=("9" * 20,)), "too large"), (dict(per_task=("rte --ckpt=x",)), "ckpt cannot be set"),
+    (dict(per_task=("rte --seed=3",), seeds=("1", "2")), "where there are several seeds"), (dict(per_task=("mnli-mm --epochs=3",)), "is not 'task"),
+    (dict(predictions="no/where.json.gz"), "its folder is not there")])
 def test_mistakes_are_one_line(teachers, tmp_path, change, message):
     write_task(tmp_path / "glue")
     with pytest.raises(SystemExit, match=message) as e:
@@ -231,7 +241,9 @@ def test_mistakes_are_one_line(teachers, tmp_path, change, message):
 
 
 @pytest.mark.parametrize("line,message", [("{", "line 97: not a text"), ('{"sentence1": "a", "label": 1}', "line 97: no field 'sentence2'"),
-                                          ('{"sentence1": "a", "sentence2": "b"}', "no field 'label'")])
+                                          ('{"sentence1": "a", "sentence2": "b"}', "no field 'label'"),
+                                          ('{"sentence1": "a", "sentence2": null, "label": 1}', "sentence2 is None"),
+                                          ('{"sentence1": "a", "sentence2": "b", "label": [1]}', "label is .1.")])
 def test_damaged_lines_are_named(teachers, tmp_path, line, message):
     write_task(tmp_path / "glue")
     with open(tmp_path / "glue/rte.train.jsonl", "a") as f:
@@ -266,6 +278,23 @@ def test_what_is_read_and_what_is_reported():
 def test_the_table_is_a_mean_over_tasks(capsys):
     rows = {"cola": {"1": dict(mcc=0.2, accuracy=0.9), "2": dict(mcc=0.4, accuracy=0.9)}, "mnli": {"1": dict(accuracy=0.5), "2": dict(accuracy=0.5)},
             "mnli-mm": {"1": dict(accuracy=0.6), "2": dict(accuracy=0.6)}}
-    finetune.table(rows, FinetuneConfig(seeds=("1", "2")))
+    finetune.table(rows)
     out = capsys.readouterr().out
-    assert "| cola | mcc | 30.0 | 14.1 |" in out and "| mean of 3 tasks (the official score has 11) | | 46.7 | |" in out
+    assert "| cola | mcc | 2 | 30.0 | 14.1 |" in out and "| mean of 3 tasks (the official score has 11) | | | 46.7 | |" in out
+
+
+def test_odd_files_are_refused_before_training(teachers, tmp_path):
+    write_task(tmp_path / "glue")
+    write_task(tmp_path / "glue/rte")
+    with pytest.raises(SystemExit, match="in two places"):
+        finetune.main(settings(teachers, tmp_path))
+    (tmp_path / "glue/rte/rte.train.jsonl").unlink(), (tmp_path / "glue/rte/rte.valid.jsonl").unlink()
+    open(tmp_path / "glue/rte.valid.jsonl", "w").close()
+    with pytest.raises(SystemExit, match="rte.valid.jsonl is empty"):
+        finetune.main(settings(teachers, tmp_path))
+    write_task(tmp_path / "glue")
+    os.makedirs(tmp_path / "out")
+    (tmp_path / "out/results.json").write_text('{"rte": 5}')
+    with pytest.raises(SystemExit, match="results.json is damaged"):
+        finetune.main(settings(teachers, tmp_path))
+    assert os.listdir(tmp_path / "out") == ["results.json"]

@@ -59,3 +59,13 @@ def test_chosen_words_and_bad_input(teachers, tmp_path, capsys):
                          (dict(text=str(tmp_path / "t"), out=str(tmp_path)), "cannot write")):
         with pytest.raises(SystemExit, match=message):
             surprisal.main(SurprisalConfig(**{"ckpt": (teachers[1],), **cfg}))
+
+
+def test_punctuation_made_of_bytes_is_not_the_words(teachers):
+    model, tokenizer, _ = disk.load_checkpoint(teachers[1])
+    model.double()
+    (word, nats), = surprisal.line_surprisals([model], tokenizer, 1, "“dog”")
+    quote = tokenizer.encode(" “")
+    assert len(quote) == 4  # a blank and three bytes
+    ids = [1] + tokenizer.encode(" “dog")
+    assert word == "dog" and nats == pytest.approx(logp(model, [1] + quote) - logp(model, ids), abs=1e-3)

@@ -316,6 +316,10 @@ def test_checkpoints_by_words_seen(data, tmp_path):
         assert described["step"] == step
     run_train(str(tmp_path / "data"), tmp_path / "short", max_iters=4, warmup_iters=100)
     run_train(str(tmp_path / "data"), tmp_path / "cut", keep_words=True, max_iters=8, warmup_iters=100)
+    run_train(str(tmp_path / "data"), tmp_path / "cut", keep_words=True, max_iters=8, warmup_iters=100, resume=True)  # nothing to do
+    shutil.rmtree(tmp_path / "cut/ckpt_8")
+    run_train(str(tmp_path / "data"), tmp_path / "cut", max_iters=7, warmup_iters=100, resume=True)  # from ckpt_6
+    assert not os.path.exists(tmp_path / "cut/chck_20M") and os.path.exists(tmp_path / "cut/chck_10M")  # of a step that was taken back
     a, b = (disk.load_checkpoint(str(tmp_path / name))[0].state_dict() for name in ("short/ckpt_4", "cut/chck_10M"))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not os.path.exists(tmp_path / "cut/chck_10M/state.json")
