@@ -17,11 +17,12 @@ import torch.distributed as dist
 
 import config
 import disk
+from chunks import evaluate
 from loss import apply_loss, distillation_formula, ensemble_logits, head_weights, hidden_states
 from model import quantize_int8_
 from objectives import adversarial_loss_fn, contrastive_loss, projections
 from teacher_cache import cached_states
-from train import TrainConfig, evaluate, start, train
+from train import TrainConfig, start, train
 
 
 @dataclass

@@ -30,8 +30,9 @@ from tqdm import tqdm
 import compare
 import config
 import disk
+from chunks import evaluate, validation_chunks
 from loss import ensemble_logits
-from train import Run, TrainConfig, can_compile, evaluate, pick_device, validation_chunks
+from train import Run, TrainConfig, can_compile, pick_device
 
 
 @dataclass

@@ -22,7 +22,7 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 import disk
-from train import n_chunks, to_batch
+from chunks import n_chunks, to_batch
 
 SHARD_BYTES = 2 ** 28  # what an interrupted pass may lose
 

@@ -10,6 +10,7 @@ from test_distill import config
 from test_train import assert_same, cut_short, records, torchrun, weights
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import chunks
 import disk
 import distill
 import prepare
@@ -173,9 +174,9 @@ def test_states_are_the_teachers(data, teachers, tmp_path, monkeypatch):
     run = train.start(cfg)
     loaded = distill.load_teachers(cfg, run)
     states = teacher_cache.cached_states(cfg, run, loaded)
-    n = train.n_chunks(cfg, run.shards)
+    n = chunks.n_chunks(cfg, run.shards)
     index = np.array([n - 1, 0, n // 2, 3])
-    batch = train.to_batch(run.shards.windows(index * 32, 33), run.device, index)
+    batch = chunks.to_batch(run.shards.windows(index * 32, 33), run.device, index)
     expected = torch.cat([disk.load_checkpoint(t)[0].model(batch.x) for t in teachers], -1)
     torch.testing.assert_close(states(batch).float(), expected, rtol=2 ** -8, atol=1e-4)
 

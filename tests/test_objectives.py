@@ -10,13 +10,14 @@ from conftest import TINY, run_train
 from test_distill import config
 from test_train import assert_same, cut_short, records, torchrun, weights
 
+import chunks
 import disk
 import distill
 import eval_blimp
 import objectives
 import train
 from model import LanguageModel
-from train import TrainConfig, model_config, start, to_batch
+from train import TrainConfig, model_config, start
 
 MASKED = dict(arch="gpt2", tie_weights=True, norm_eps=1e-5, causal=False)
 
@@ -34,7 +35,7 @@ def student_and_batch(cfg, run, rows=8):
     student = LanguageModel(model_config(cfg))
     for p in student.parameters():
         p.data = p.data * 3 + torch.randn_like(p) / 10
-    return student, to_batch(run.val[:rows].astype(np.int64), run.device, np.arange(rows))
+    return student, chunks.to_batch(run.val[:rows].astype(np.int64), run.device, np.arange(rows))
 
 
 def log_softmax(z):
@@ -91,10 +92,10 @@ def test_masked_training_learns_and_resumes(data, tmp_path, monkeypatch):
 def test_validation_hides_the_same_tokens_however_it_is_dealt_out(data, tmp_path, generator, monkeypatch):
     cfg = config(data, tmp_path / "x", **MASKED)
     run, model = start(cfg), disk.load_checkpoint(generator)[0]
-    whole = train.evaluate(model, cfg, run)
-    assert train.evaluate(model, cfg, run._replace(micro_batch=3)) == pytest.approx(whole, rel=1e-6)
-    monkeypatch.setattr(train.dist, "all_reduce", lambda *a: None)
-    halves = [train.evaluate(model, cfg, run._replace(val=run.val[rank::2], rank=rank, world=2)) for rank in (0, 1)]
+    whole = chunks.evaluate(model, cfg, run)
+    assert chunks.evaluate(model, cfg, run._replace(micro_batch=3)) == pytest.approx(whole, rel=1e-6)
+    monkeypatch.setattr(chunks.dist, "all_reduce", lambda *a: None)
+    halves = [chunks.evaluate(model, cfg, run._replace(val=run.val[rank::2], rank=rank, world=2)) for rank in (0, 1)]
     assert sum(halves) / 2 == pytest.approx(whole, rel=1e-6) and halves[0] != halves[1]
 
 
@@ -318,7 +319,7 @@ def test_a_sam_step_is_the_formulas(data, tmp_path):
     run = train.start(cfg)
     torch.manual_seed(1)
     model = train.LanguageModel(train.model_config(cfg))
-    batches = [train.ChunkOrder(cfg, run).batch(0, i) for i in (0, 1)]
+    batches = [chunks.ChunkOrder(cfg, run).batch(0, i) for i in (0, 1)]
     before = {k: v.clone() for k, v in model.state_dict().items()}
     for batch in batches:
         loss, parts = objectives.sam_loss(train.next_token_loss, model, batch, cfg, run)

@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import GPT2, ROOT, TINY, run_train
 
+import chunks
 import disk
 import prepare
 import train
@@ -124,7 +125,7 @@ def test_compiled_equals_plain(data, tmp_path):
 def test_each_epoch_sees_each_chunk_once_in_another_order(data):
     cfg = TrainConfig(**{**TINY, "data_dir": data, "out_dir": "none", "epochs": 2, "max_iters": 0})
     run = start(cfg)
-    order = train.ChunkOrder(cfg, run)
+    order = chunks.ChunkOrder(cfg, run)
     per_epoch, total = order.starts[1], order.total
     assert total == 2 * per_epoch and per_epoch == ((len(run.shards) - 1) // 32) // 8
     epochs = [[i for s in range(per_epoch) for i in order.batch(e * per_epoch + s, 0).index.tolist()] for e in (0, 1)]
@@ -138,7 +139,7 @@ def test_each_epoch_sees_each_chunk_once_in_another_order(data):
 def test_random_offsets_stay_inside_and_change(data):
     cfg = TrainConfig(**{**TINY, "data_dir": data, "out_dir": "none", "random_offset": True})
     run = start(cfg)
-    order = train.ChunkOrder(cfg, run)
+    order = chunks.ChunkOrder(cfg, run)
     for epoch in (0, 1):
         order.batch(order.starts[epoch], 0)
         assert order.offsets.min() == 0 and order.offsets.max() == 31
@@ -171,7 +172,7 @@ def test_a_diverging_run_stops_before_a_checkpoint(data, tmp_path):
 
 def test_the_best_and_the_last_two_are_kept(data, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 4.0, 2.5])
-    monkeypatch.setattr(train, "evaluate", lambda *a: next(losses))
+    monkeypatch.setattr(chunks, "evaluate", lambda *a: next(losses))
     run_train(data, tmp_path / "r", max_iters=8, eval_interval=2)
     last, best = (json.load(open(tmp_path / "r" / f"{p}.json")) for p in ("last", "best"))
     assert (best["step"], best["val_ce"], last["step"]) == (4, 2.0, 8)
@@ -336,7 +337,7 @@ def test_a_curriculum_adds_buckets(tmp_path):
     settings = {**TINY, "vocab_size": 330, "data_dir": data, "out_dir": str(tmp_path / "run"), "epochs": 6, "max_iters": 0, "eval_interval": 0,
                 "curriculum": ("childes", "qed cbt"), "curriculum_epochs": 2}
     run = start(TrainConfig(**settings))
-    order = train.ChunkOrder(TrainConfig(**settings), run)
+    order = chunks.ChunkOrder(TrainConfig(**settings), run)
     tokenizer = disk.load_tokenizer(f"{data}/tokenizer.model")
     for epoch in range(6):
         seen = [i for step in range(order.starts[epoch], order.starts[epoch + 1]) for i in order.batch(step, 0).index.tolist()]
@@ -344,13 +345,13 @@ def test_a_curriculum_adds_buckets(tmp_path):
         words = {word for i in seen for word in tokenizer.decode(run.shards.windows([i * 32 + 16], 8)[0]).split()}
         easy, all_of_it = (run.shards.meta["words"]["train"][s] / sum(run.shards.meta["words"]["train"].values()) for s in ("childes", "cbt"))
         assert ("hard" in words, "middle" in words, "easy" in words) == ((False, False, True) if epoch < 2 else (True, True, True))
-        assert len(seen) == pytest.approx(train.n_chunks(TrainConfig(**settings), run.shards) * (easy if epoch < 2 else 1), rel=0.1)
+        assert len(seen) == pytest.approx(chunks.n_chunks(TrainConfig(**settings), run.shards) * (easy if epoch < 2 else 1), rel=0.1)
     train.main(TrainConfig(**settings))
     ends = [r["epoch"] for r in records(tmp_path / "run") if "val_ce" in r]
     assert ends == [1, 2, 3, 4, 5, 6] and [r["step"] for r in records(tmp_path / "run") if "val_ce" in r] == order.starts[1:]
     for wrong in (("childes",), ("childes", "qed cbt", "x")):
         with pytest.raises(SystemExit, match="must name each source"):
-            train.ChunkOrder(TrainConfig(**{**settings, "curriculum": wrong}), run)
+            chunks.ChunkOrder(TrainConfig(**{**settings, "curriculum": wrong}), run)
 
 
 def test_training_starts_from_other_weights(data, tmp_path):

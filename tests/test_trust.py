@@ -21,6 +21,7 @@ from conftest import GPT2, ROOT, TINY, run_train
 from test_distill import config
 from test_train import assert_same, records, torchrun, weights
 
+import chunks
 import disk
 import distill
 import train
@@ -211,7 +212,7 @@ def test_every_step_of_a_save_may_fail_once(data, teachers, tmp_path, monkeypatc
     """One call of one function raises; `call` counts round and round through those a whole run makes."""
     name, calls, failing_call = PLAIN[0], [], None
     module, function = FAILING[what]
-    real, measured = getattr(module, function), train.evaluate
+    real, measured = getattr(module, function), chunks.evaluate
 
     def counting(*args, **kwargs):
         if what in ("fsync", "json") or any(disk.RUN_FILES.search(str(a)) for a in args):
@@ -219,7 +220,7 @@ def test_every_step_of_a_save_may_fail_once(data, teachers, tmp_path, monkeypatc
             if len(calls) - 1 == failing_call:
                 raise OSError(errno.ENOSPC, "No space left on device", str(args[0]))
         return real(*args, **kwargs)
-    monkeypatch.setattr(train, "evaluate", lambda *a: -measured(*a))  # the first checkpoint stays the best: files are removed from it
+    monkeypatch.setattr(chunks, "evaluate", lambda *a: -measured(*a))  # the first checkpoint stays the best: files are removed from it
     with monkeypatch.context() as m:
         m.setattr(module, function, counting)
         run(name, data, teachers, tmp_path / "whole")
@@ -335,7 +336,7 @@ def test_a_rank_whose_loss_is_not_finite_is_named(data, teachers, tmp_path):
 
 
 def test_a_validation_loss_that_is_not_finite_becomes_no_checkpoint(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "evaluate", lambda *a: math.inf)
+    monkeypatch.setattr(chunks, "evaluate", lambda *a: math.inf)
     with pytest.raises(SystemExit, match="validation loss is not finite at step 3"):
         run_train(data, tmp_path / "r")
     assert not os.path.exists(tmp_path / "r" / "last.json")
