@@ -360,3 +360,15 @@ def test_training_starts_from_other_weights(data, tmp_path):
     assert_same(weights(tmp_path / "second"), weights(tmp_path / "first"))
     with pytest.raises(SystemExit, match="init_from: .* is another model .n_embd: 32 -> 48"):
         run_train(data, tmp_path / "third", n_embd=48, init_from=str(tmp_path / "first"))
+
+
+def test_tensorboard_has_the_metrics(data, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    run_train(data, tmp_path / "run", tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    assert [(e.step, pytest.approx(e.value, rel=1e-6)) for e in events.Scalars("val_ce")] == \
+        [(r["step"], r["val_ce"]) for r in records(tmp_path / "run") if "val_ce" in r]
+    run_train(data, tmp_path / "run", overwrite=True, max_iters=3)  # its files are the run's: deleted with it
+    assert not any("tfevents" in name for name in os.listdir(tmp_path / "run"))
