@@ -55,7 +55,7 @@ def main(cfg):
     if cfg.labels and len(cfg.labels) != len(columns):
         sys.exit(f"error: labels: {len(cfg.labels)} for {len(columns)} runs")
     labels = [label.replace("$", r"\$").lstrip("_") for label in  # $ would begin a formula, _ hides a label
-              cfg.labels or [os.path.basename(os.path.normpath(column.split("+")[0])) for column in columns]]
+              cfg.labels or [os.path.basename(os.path.normpath(column.split("+")[0])).split("@" if "+" in column else None)[0] for column in columns]]
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
