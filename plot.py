@@ -55,7 +55,7 @@ def main(cfg):
     if cfg.labels and len(cfg.labels) != len(columns):
         sys.exit(f"error: labels: {len(cfg.labels)} for {len(columns)} runs")
     labels = [label.replace("$", r"\$").lstrip("_") for label in  # $ would begin a formula, _ hides a label
-              cfg.labels or [os.path.basename(os.path.normpath(column.split("+")[0])).split("@" if "+" in column else None)[0] for column in columns]]
+              cfg.labels or map(folder_name, columns)]
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
@@ -66,6 +66,12 @@ def main(cfg):
     for ending in ("png", "svg"):
         figure.savefig(f"{cfg.out}.{ending}", dpi=160, metadata={"Date": None} if ending == "svg" else None)
         print(f"written to {cfg.out}.{ending}")
+
+
+def folder_name(column):
+    """The first folder's, without its seed if there are several."""
+    name = os.path.basename(os.path.normpath(column.split("+")[0]))
+    return name.split("@")[0] if "+" in column else name
 
 
 def curves(figure, runs, labels):
