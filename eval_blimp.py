@@ -93,8 +93,8 @@ def main(cfg):
             m.compile_blocks(dynamic=True)  # batches come in hundreds of shapes
     result = dict(ckpt=list(cfg.ckpt), step=described["step"], dtype=cfg.dtype, folders={})
     if cfg.data_dir:
-        result["val_ce"] = validation_loss(cfg, models, described, device)
-        print(f"{cfg.split} loss on {cfg.data_dir}: {result['val_ce']:.4f} nats per token")
+        result[f"{cfg.split}_ce"] = ce = mean_loss(cfg, models, described, device)
+        print(f"{'validation' if cfg.split == 'val' else cfg.split} loss on {cfg.data_dir}: {ce:.4f} nats per token")
     items, predictions = [], {}
     for name, pairs in folders.items():
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
@@ -127,8 +127,8 @@ def load_ensemble(paths, device):
     return [model for model, _, _ in loaded], loaded[0][1], loaded[0][2]
 
 
-def validation_loss(cfg, models, described, device):
-    """Nats per token of the models' averaged logits on train.py's validation chunks."""
+def mean_loss(cfg, models, described, device):
+    """Nats per token of the models' averaged logits on the split's chunks, chosen as train.py chooses those of validation."""
     shards = disk.Shards(cfg.data_dir, cfg.split)
     if shards.meta["tokenizer_sha256"] != described["tokenizer_sha256"]:
         sys.exit(f"error: {cfg.data_dir} has another tokenizer than {cfg.ckpt[0]}")

@@ -111,7 +111,7 @@ def phenomena(figure, runs, labels):
 
 
 def violins(figure, columns, labels):
-    """A panel for validation loss and one for each data folder's accuracy; a violin a recipe, a point a seed."""
+    """A panel for validation loss, test loss and each data folder's accuracy; a violin a recipe, a point a seed."""
     values = {}  # panel -> per column its runs' values
     for column in columns:
         for panel, found in panels(column.split("+")).items():
@@ -135,7 +135,10 @@ def panels(runs):
     values = {"validation loss, nats per token": [best_val_ce(run) for run in runs]}
     for run in runs:
         if os.path.isfile(os.path.join(run, "blimp.json")):
-            for folder, row in read_result(run)["folders"].items():
+            result = read_result(run)
+            if "test_ce" in result:
+                values.setdefault("test loss, nats per token", []).append(result["test_ce"])
+            for folder, row in result["folders"].items():
                 values.setdefault(f"{folder}, %", []).append(100 * row["accuracy"])
     for panel, found in values.items():
         if len(found) < len(runs):

@@ -118,7 +118,7 @@ def train_and_score(cfg, run):
     with open(os.path.join(folder, "metrics.jsonl")) as f:
         first = json.loads(f.readline())
     return dict(teachers=described.get("teachers", []), parameters=described["parameters"], seed=described["train_config"]["seed"], words=described["words"],
-                step=described["step"], val_ce=described["val_ce"], test_ce=scores.get("val_ce"), ensemble_val_ce=first.get("ensemble_val_ce"),
+                step=described["step"], val_ce=described["val_ce"], test_ce=scores.get("test_ce"), ensemble_val_ce=first.get("ensemble_val_ce"),
                 accuracy={name: scores["folders"][name]["accuracy"] for name in scores["folders"]},
                 git_revision=described["git_revision"], torch=described["torch"], hardware=described["hardware"])
 

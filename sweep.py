@@ -151,6 +151,7 @@ def run_trial(cfg, trial, settings, states):
         trial.set_user_attr("failed", True)
         print(f"trial {trial.number} failed with code {child.returncode}: {last_line(log.name)}")
         return states.FAIL, None
+    trial.set_user_attr("hardware", disk.read_checkpoint_config(disk.find_checkpoint(folder))["hardware"])
     best = min((val_ce for _, val_ce in losses), default=math.inf)
     print(f"trial {trial.number}: {'stopped early at' if pruned else 'best'} validation loss {best:.4f}")
     return (states.PRUNED, None) if pruned else (states.COMPLETE, best)
@@ -201,7 +202,7 @@ def write_results(cfg, study):
     """results.jsonl, a line a trial, and best.py, the best one's settings as a config file."""
     best_first = ranked(study)
     rows = [dict(name=f"trial_{t.number}", state=t.state.name.lower(), val_ce=min(t.intermediate_values.values()), epochs=max(t.intermediate_values),
-                 folder=t.user_attrs["folder"], settings=t.user_attrs["settings"], git_revision=study.user_attrs["code"], data_sha256=study.user_attrs["data"])
+                 folder=t.user_attrs["folder"], settings=t.user_attrs["settings"], hardware=t.user_attrs["hardware"], git_revision=study.user_attrs["code"], data_sha256=study.user_attrs["data"])
             for t in best_first]
     path = os.path.join(cfg.out_dir, "results.jsonl")
     with open(f"{path}.{os.getpid()}", "w", encoding="utf-8") as f:
