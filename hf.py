@@ -39,15 +39,15 @@ def main(argv):
 
 def export_run(path, folder):
     """The checkpoint `path` means, and what its run kept by words seen, as Hugging Face folders."""
-    tmp = folder.rstrip("/") + ".tmp"
-    shutil.rmtree(tmp, ignore_errors=True)
-    export(path, tmp)
-    kept = [name for name in os.listdir(path) if re.fullmatch(r"chck_\d+M", name)]
-    for name in sorted(kept, key=lambda name: int(name[5:-1])):
-        export(os.path.join(path, name), os.path.join(tmp, name))
-    if os.path.isdir(folder):
-        os.rmdir(folder)
-    os.rename(tmp, folder)
+    parent = os.path.dirname(os.path.abspath(folder))
+    os.makedirs(parent, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=parent) as tmp:  # there whole, or not at all
+        whole = os.path.join(tmp, "whole")
+        export(path, whole)
+        kept = [name for name in os.listdir(path) if re.fullmatch(r"chck_\d+M", name)]
+        for name in kept:
+            export(os.path.join(path, name), os.path.join(whole, name))
+        os.rename(whole, folder)
     print(f"{folder}: the best checkpoint of {path}" + f" and {len(kept)} by words seen" * bool(kept))
     if kept:
         print("each chck_ folder is for a branch of that name: hf upload NAME FOLDER/chck_1M . --revision=chck_1M")
@@ -99,8 +99,8 @@ def import_folder(folder, out_dir):
     model = LanguageModel(cfg)
     if kind == "gpt2":
         weights = from_gpt2({k.removeprefix("transformer."): v for k, v in weights.items()}, cfg.n_layer, folder)
-    if cfg.tie_weights:
-        weights["lm_head.weight"] = weights.get("model.embed_tokens.weight")
+    if cfg.tie_weights and "model.embed_tokens.weight" in weights:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     wanted = {k: v.shape for k, v in model.state_dict().items()}
     wrong = [k for k in {**wanted, **weights} if k not in weights or wanted.get(k) != weights[k].shape]
     if wrong:
