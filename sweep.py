@@ -219,7 +219,7 @@ def write_results(cfg, study):
 def table(cfg, study):
     trials = ranked(study)
     names = [line.split()[0] for line in cfg.priors]
-    print("\n| trial | validation loss | epochs | " + " | ".join(names) + " |\n|---:|---:|---:|" + "---:|" * len(names))
+    print("\n| trial | validation loss | epochs run | " + " | ".join(names) + " |\n|---:|---:|---:|" + "---:|" * len(names))
     for t in trials[:10]:
         s = t.user_attrs["settings"]
         print(f"| {t.number} | {min(t.intermediate_values.values()):.4f} | {max(t.intermediate_values)}{'' if t.state.name == 'COMPLETE' else ', stopped'} | "
