@@ -3,6 +3,7 @@ import gzip
 import json
 import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -298,3 +299,16 @@ def test_odd_files_are_refused_before_training(teachers, tmp_path):
     with pytest.raises(SystemExit, match="results.json is damaged"):
         finetune.main(settings(teachers, tmp_path))
     assert os.listdir(tmp_path / "out") == ["results.json"]
+
+
+def test_a_signal_during_the_last_validation_ends_after_writing(teachers, tmp_path, monkeypatch):
+    write_task(tmp_path / "glue")
+    real = Examples.validate
+    monkeypatch.setattr(Examples, "validate", lambda self, model: (signal.raise_signal(signal.SIGTERM), real(self, model))[1])
+    cfg = settings(teachers, tmp_path, epochs=1, seeds=("1", "2"))
+    with pytest.raises(SystemExit, match="rte, seed 1 is done, the same command goes on"):
+        finetune.main(cfg)
+    assert set(results(cfg)["rte"]) == {"1"}
+    monkeypatch.setattr(Examples, "validate", real)
+    finetune.main(cfg)
+    assert set(results(cfg)["rte"]) == {"1", "2"}

@@ -403,3 +403,11 @@ def test_what_the_data_order_depends_on_stays_as_it_was(data, tmp_path, change):
     run_train(data, tmp_path / "run", max_iters=3)
     with pytest.raises(SystemExit, match=f"trained with {next(iter(change))}="):
         run_train(data, tmp_path / "run", max_iters=6, resume=True, **change)
+
+
+def test_a_signal_during_the_last_validation_is_not_lost(data, tmp_path, monkeypatch):
+    measured = chunks.evaluate
+    monkeypatch.setattr(chunks, "evaluate", lambda *a: (signal.raise_signal(signal.SIGTERM), measured(*a))[1])
+    with pytest.raises(SystemExit, match="run is complete"):
+        run_train(data, tmp_path / "run", max_iters=3)
+    assert json.load(open(tmp_path / "run/last.json"))["step"] == 3
