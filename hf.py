@@ -137,7 +137,7 @@ def llama_config(cfg):
         architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=cfg.n_embd, intermediate_size=cfg.intermediate_size,
         num_hidden_layers=cfg.n_layer, num_attention_heads=cfg.n_head, num_key_value_heads=cfg.n_kv_head or cfg.n_head,
         head_dim=cfg.n_embd // cfg.n_head, max_position_embeddings=cfg.block_size, rms_norm_eps=cfg.norm_eps, hidden_act="silu",
-        attention_bias=False, mlp_bias=False, attention_dropout=cfg.dropout,  # ours is also on embeddings and residuals, theirs cannot be
+        attention_bias=False, mlp_bias=False, attention_dropout=max(cfg.dropout, cfg.attn_dropout),  # `dropout` is also on embeddings and residuals, theirs cannot be
         rope_theta=cfg.rope_theta,
         rope_parameters=dict(rope_type="default", rope_theta=cfg.rope_theta))  # rope_theta moved there in transformers 5
 
@@ -146,7 +146,7 @@ def gpt2_config(cfg):
     return dict(
         architectures=["GPT2LMHeadModel"], model_type="gpt2", n_embd=cfg.n_embd, n_inner=cfg.intermediate_size, n_layer=cfg.n_layer,
         n_head=cfg.n_head, n_positions=cfg.block_size, layer_norm_epsilon=cfg.norm_eps, activation_function="gelu_new",
-        resid_pdrop=cfg.dropout, embd_pdrop=cfg.dropout, attn_pdrop=cfg.dropout)
+        resid_pdrop=cfg.dropout, embd_pdrop=cfg.dropout, attn_pdrop=max(cfg.dropout, cfg.attn_dropout))
 
 
 def from_llama_config(c, folder):
@@ -158,7 +158,8 @@ def from_llama_config(c, folder):
     return dict(vocab_size=c["vocab_size"], n_layer=c["num_hidden_layers"], n_head=c["num_attention_heads"],
                 n_kv_head=c.get("num_key_value_heads") or 0, n_embd=c["hidden_size"], intermediate_size=c["intermediate_size"],
                 block_size=c.get("max_position_embeddings", 2048), tie_weights=c.get("tie_word_embeddings", False),
-                rope_theta=float(next((r["rope_theta"] for r in ropes if "rope_theta" in r), c.get("rope_theta", 10000.0))), norm_eps=c.get("rms_norm_eps", 1e-6))
+                rope_theta=float(next((r["rope_theta"] for r in ropes if "rope_theta" in r), c.get("rope_theta", 10000.0))), norm_eps=c.get("rms_norm_eps", 1e-6),
+                attn_dropout=float(c.get("attention_dropout") or 0))
 
 
 def from_gpt2_config(c, folder):

@@ -31,6 +31,7 @@ class ModelConfig:
     intermediate_size: int = 1024 # width inside the MLP
     block_size: int = 256         # positions the model has
     dropout: float = 0.0          # embedding, attention and residual
+    attn_dropout: float = 0.0     # of attention, where it is more than that
     tie_weights: bool = False     # output head shares the input embedding (GPT-2: True)
     causal: bool = True           # False: a masked language model, which sees both sides
     n_labels: int = 0             # a classifier's labels, in the place of the vocabulary (finetune.py); 0 = a language model
@@ -140,7 +141,7 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(cfg.n_embd, self.n_kv_head * head_dim, bias)
         self.v_proj = nn.Linear(cfg.n_embd, self.n_kv_head * head_dim, bias)
         self.o_proj = nn.Linear(self.n_head * head_dim, cfg.n_embd, bias)
-        self.dropout, self.causal = cfg.dropout, cfg.causal
+        self.dropout, self.causal = max(cfg.dropout, cfg.attn_dropout), cfg.causal
 
     def forward(self, x, rope):
         B, T, C = x.shape
@@ -212,8 +213,9 @@ def check_model_config(cfg):
         sys.exit(f"error: rotary positions need an even head width, got n_embd/n_head={cfg.n_embd // cfg.n_head}")
     if not cfg.rope_theta > 0:
         sys.exit(f"error: rope_theta={cfg.rope_theta} must be above 0")
-    if not cfg.dropout < 1:
-        sys.exit(f"error: dropout={cfg.dropout} must be below 1")
+    for key in ("dropout", "attn_dropout"):
+        if not getattr(cfg, key) < 1:
+            sys.exit(f"error: {key}={getattr(cfg, key)} must be below 1")
 
 
 # --- int8, weight only, for frozen teachers -------------------------------------------------------

@@ -202,7 +202,7 @@ def settle_best(cfg, run, counters):
 def start_from(path, model, run):
     """Put another checkpoint's weights into a new model."""
     saved, _, described = disk.load_checkpoint(path)
-    theirs, ours = ({k: v for k, v in asdict(m.cfg).items() if k != "dropout"} for m in (saved, model))
+    theirs, ours = ({k: v for k, v in asdict(m.cfg).items() if "dropout" not in k} for m in (saved, model))
     if theirs != ours:
         sys.exit(f"error: init_from: {path} is another model ({differences(theirs, ours)})")
     if described["tokenizer_sha256"] != run.shards.meta["tokenizer_sha256"]:

@@ -28,11 +28,12 @@ from distill import DistillConfig
 from train import TrainConfig
 
 # setting, distribution and its two numbers (mu and sigma of the natural logarithm for the log-normal ones), or choices.
-# BabyLlama-2's sweep file; its attention dropout (uniform, 0 to 1) is left out, as `dropout` here is not of attention alone.
+# Those of BabyLlama-2's sweep file.
 PRIORS = (
     "batch_size int-lognormal 5 1.5", "epochs int-lognormal 1.8 0.7", "learning_rate lognormal -7.3 0.7",
     "beta1 one-minus-loguniform 0.01 1", "beta2 one-minus-loguniform 0.0001 0.01", "adam_eps lognormal -13.8 3.5",
-    "schedule choice linear cosine", "weight_decay lognormal 1 1.5", "grad_clip lognormal 0 1", "warmup_iters int-lognormal 5.7 1")
+    "schedule choice linear cosine", "weight_decay lognormal 1 1.5", "grad_clip lognormal 0 1", "warmup_iters int-lognormal 5.7 1",
+    "attn_dropout uniform 0 1")
 
 
 @dataclass

@@ -116,3 +116,16 @@ def test_int8_weight_is_the_nearest_on_a_symmetric_scale():
     assert q.weight.abs().amax(1).tolist() == [127] * 5
     assert ((q.weight.double() * q.scale.double()[:, None] - weight).abs() <= q.scale.double()[:, None] * 0.5001).all()
     assert model_config(TrainConfig(**TINY)).n_embd == 32
+
+
+def test_attention_has_a_dropout_of_its_own():
+    """With attn_dropout alone, only the attention's weights are dropped: the mean of many passes is the undropped layer's."""
+    torch.manual_seed(0)
+    model = LanguageModel(ModelConfig(vocab_size=20, n_layer=1, n_head=2, n_embd=16, intermediate_size=16, block_size=8, attn_dropout=0.4)).train()
+    layer, h = model.model.layers[0].self_attn, torch.randn(1, 8, 16)
+    rope = model.model.cos, model.model.sin
+    with torch.no_grad():
+        dropped = torch.stack([layer(h, rope) for _ in range(4000)])
+        whole = layer.eval()(h, rope)
+    assert not torch.equal(dropped[0], dropped[1]) and (dropped.mean(0) - whole).abs().max() < 0.1 * whole.abs().max()
+    assert model.model.drop.p == 0 and model.model.layers[0].drop.p == 0
