@@ -58,6 +58,7 @@ def test_trials_are_runs_ranked_and_continued(data, tmp_path, capsys):
         sweep.main(sweep_config(data, tmp_path, run=cfg.run + " --seed=9"))
 
 
+@pytest.mark.thorough
 def test_a_killed_workers_trial_is_resumed(data, tmp_path):
     cfg = sweep_config(data, tmp_path, n_trials=1, run=sweep_config(data, tmp_path).run + " --epochs=400")
     argv = [sys.executable, f"{ROOT}/sweep.py", f"--run={cfg.run}", f"--priors={','.join(cfg.priors)}", f"--out_dir={cfg.out_dir}", "--n_trials=1"]
