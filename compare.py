@@ -57,8 +57,8 @@ def print_folder(name, labels, columns):
     kind = "phenomena" if columns[0][0]["phenomena"] else "tasks"
     print(f"\n| {name}, % | " + " | ".join(labels) + " |\n|---|" + "---:|" * len(labels))
     for row in columns[0][0][kind]:
-        print(f"| {row} | " + " | ".join(spread([run[kind][row]["accuracy"] for run in column]) for column in columns) + " |")
-    print(f"| **mean of {len(columns[0][0]['tasks'])} tasks** | " + " | ".join(spread([run["accuracy"] for run in column]) for column in columns) + " |\n")
+        print(f"| {row} | " + " | ".join(spread([100 * run[kind][row]["accuracy"] for run in column], 2) for column in columns) + " |")
+    print(f"| **mean of {len(columns[0][0]['tasks'])} tasks** | " + " | ".join(spread([100 * run["accuracy"] for run in column], 2) for column in columns) + " |\n")
     first = right(columns[0])
     for label, column in zip(labels[1:], columns[1:]):
         low, high, p = *paired_bootstrap(first, right(column)), wilcoxon([a.mean() - b.mean() for a, b in zip(first, right(column))])
@@ -67,10 +67,10 @@ def print_folder(name, labels, columns):
               f"Wilcoxon over {len(first)} tasks p = {p:.2g}")
 
 
-def spread(accuracies):
+def spread(values, digits):
     """Mean, and standard deviation where there are several."""
-    mean = f"{100 * np.mean(accuracies):.2f}"
-    return mean if len(accuracies) == 1 else f"{mean} ± {100 * np.std(accuracies, ddof=1):.2f}"
+    mean = f"{np.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
 def right(column):

@@ -76,9 +76,7 @@ def main(cfg):
             sys.exit(f"error: cannot write {path}: a folder, or in a folder that is not there")
     if cfg.predictions:
         read_predictions(cfg.predictions)
-    prefix = next((t for t in (tokenizer.bos, tokenizer.eos, tokenizer.pad) if t is not None), None)
-    if cfg.data and prefix is None:
-        sys.exit("error: the tokenizer has no token to put before a sentence (<s>, </s> or <pad>)")
+    prefix = prefix_token(tokenizer) if cfg.data else None
     if cfg.data and described["bos"] == "none":
         print("notice: trained with bos=none: every sentence is scored after a token the model has never seen "
               "(prepare.py --bos=line avoids it)")
@@ -125,6 +123,14 @@ def load_ensemble(paths, device):
         if not model.cfg.causal or model.cfg.n_labels:
             sys.exit(f"error: {path} is a {'classifier' if model.cfg.n_labels else 'masked language model (causal=False)'}: it gives text no probability")
     return [model for model, _, _ in loaded], loaded[0][1], loaded[0][2]
+
+
+def prefix_token(tokenizer):
+    """The token that stands before a sentence: <s>, else </s>, else <pad>."""
+    prefix = next((t for t in (tokenizer.bos, tokenizer.eos, tokenizer.pad) if t is not None), None)
+    if prefix is None:
+        sys.exit("error: the tokenizer has no token to put before a sentence (<s>, </s> or <pad>)")
+    return prefix
 
 
 def mean_loss(cfg, models, described, device):

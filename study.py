@@ -16,7 +16,6 @@ import os
 import re
 import shlex
 import signal
-import statistics
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -24,6 +23,7 @@ from typing import Literal
 
 import config
 import disk
+from compare import spread
 from distill import DistillConfig, teacher_dtypes
 from train import TrainConfig
 
@@ -197,12 +197,6 @@ def table(rows):
         others = [row["name"] for row in rows if row[what] != now]
         if others:
             print(f"notice: {len(others)} of {len(rows)} runs are of another {what} than {now}: {', '.join(others[:8])}")
-
-
-def spread(values, digits):
-    """Mean, and standard deviation where there are several."""
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from typing import Literal
 import torch
 
 import config
-from eval_blimp import load_ensemble
+from eval_blimp import load_ensemble, prefix_token
+from loss import ensemble_logits
 from train import pick_device
 
 
@@ -36,9 +37,7 @@ def main(cfg):
     if os.path.isdir(cfg.out) or not os.path.isdir(os.path.dirname(cfg.out) or "."):
         sys.exit(f"error: cannot write {cfg.out}: a folder, or in a folder that is not there")
     models, tokenizer, _ = load_ensemble(cfg.ckpt, pick_device(cfg.device))
-    prefix = next((t for t in (tokenizer.bos, tokenizer.eos, tokenizer.pad) if t is not None), None)
-    if prefix is None:
-        sys.exit("error: the tokenizer has no token to put before a line (<s>, </s> or <pad>)")
+    prefix = prefix_token(tokenizer)
     wanted = [bare(word) for word in read_lines(cfg.words)] if cfg.words else None
     found = {}  # word -> its surprisals
     for line in read_lines(cfg.text):
@@ -92,7 +91,7 @@ def line_surprisals(models, tokenizer, prefix, line):
     while known < len(ids):
         start = max(0, known - block_size // 2) if len(ids) > block_size + 1 else 0
         window = torch.tensor([ids[start:start + block_size + 1]], device=device)
-        logp = (sum(m(window[:, :-1]).float() for m in models) / len(models)).log_softmax(-1).gather(-1, window[:, 1:, None])[0, :, 0]
+        logp = ensemble_logits(models, window[:, :-1]).log_softmax(-1).gather(-1, window[:, 1:, None])[0, :, 0]
         nats += (-logp[known - start - 1:]).tolist()
         known = start + window.shape[1]
     return [(word, sum(nats[i] for i in span)) for word, span in spans]

@@ -56,8 +56,7 @@ def main(cfg):
                               ("max_micro_batch", cfg.max_micro_batch, "at least 1"), ("out_dir", cfg.out_dir, "a folder's name")):
         if not good:
             sys.exit(f"error: {key}={getattr(cfg, key)!r} must be {wanted}")
-    drawn(cfg, lambda name: 0.5)  # mistakes in the priors and the run line show before anything is written
-    run = resolve(cfg, drawn(cfg, lambda name: 0.5), "none")
+    run = resolve(cfg, drawn(cfg, lambda name: 0.5), "none")  # mistakes in the priors and the run line show before anything is written
     import optuna
     os.makedirs(cfg.out_dir, exist_ok=True)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
