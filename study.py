@@ -6,9 +6,11 @@
 
 A run is one line, "name config_file teacher teacher ...". A teacher is an earlier run of the study (of the
 same seed) or any run folder; with none it is plain training. Further config files and flags may stand in the
-line too. Each is trained by train.py or distill.py and scored by eval_blimp.py. Repeat the command to go on:
-what is in results.jsonl is skipped, a run that was cut short is resumed, one whose settings or data have
-changed is refused, and other code is pointed out.
+line too: --init_from may name an earlier run, --seed=+100 is 100 more than the study's seed (for teachers that
+differ by seed alone). "name ensemble run run ..." trains nothing: it is the runs' averaged logits.
+Each is trained by train.py or distill.py and scored by eval_blimp.py. Repeat the command to go on: what is in
+results.jsonl is skipped, a run that was cut short is resumed, one whose settings or data have changed is
+refused, and other code is pointed out.
 """
 import hashlib
 import json
@@ -70,55 +72,77 @@ def main(cfg):
 
 
 def plan_run(cfg, i, seed):
-    """The i-th run with a seed: its name and recipe, folder, script, arguments, and hashes of resolved settings and data."""
+    """The i-th run with a seed: its name, recipe and folder, script, arguments and settings, and hashes of settings and data."""
     recipe, *words = cfg.runs[i].split() or [""]
-    earlier = [line.split()[0] for line in cfg.runs[:i]]
+    names = [line.split()[0] for line in cfg.runs[:i]]
+    trained = [name for name, line in zip(names, cfg.runs) if line.split()[1] != "ensemble"]
+    ensemble = words[:1] == ["ensemble"]
     own = [w for w in words if w.startswith("--") or w.endswith(".py")]
-    words = [w for w in words if w not in own]
-    if not own or recipe in earlier or not re.fullmatch(r"\w[\w-]*", recipe):
-        sys.exit(f"error: run {i + 1}, '{cfg.runs[i]}', is not 'name config_file teacher ...' with a new name of letters, digits, - and _")
-    for flag in (w for w in [*own, *cfg.settings] if w.split("=")[0] in ("--out_dir", "--teachers", "--resume", "--overwrite", *(["--seed"] if seed else []))):
+    others = [w for w in words[ensemble:] if w not in own]  # teachers, or the ensemble's members
+    if ensemble and others and others[0] in trained:  # measured as its first member
+        own = [w for w in cfg.runs[names.index(others[0])].split() if w.startswith("--") or w.endswith(".py")] + own
+    if not (others if ensemble else own) or recipe in names or not re.fullmatch(r"\w[\w-]*", recipe):
+        sys.exit(f"error: run {i + 1}, '{cfg.runs[i]}', is not 'name config_file teacher ...' or 'name ensemble run ...' with a new name of letters, digits, - and _")
+    more = next((w for w in own if re.fullmatch(r"--seed=\+\d+", w)), "--seed=+0")
+    theirs = ("--out_dir", "--teachers", "--resume", "--overwrite", *(["--seed"] if seed else []))
+    for flag in (w for w in [*own, *cfg.settings] if w.split("=")[0] in theirs and w != more):
         sys.exit(f"error: {flag} in run '{recipe}' is study.py's to say; see its --help")
     folder_of = lambda name: os.path.join(cfg.out_dir, f"{name}@{seed}" if seed else name)
-    teachers = [folder_of(w) if w in earlier else w for w in words]
-    for teacher in words:
-        if teacher not in earlier and not os.path.isdir(teacher):
-            sys.exit(f"error: {recipe}'s teacher '{teacher}' is neither an earlier run of the study nor a run folder")
+    for other in others:
+        if other not in trained and not os.path.isdir(other):
+            sys.exit(f"error: {recipe}'s {'member' if ensemble else 'teacher'} '{other}' is neither an earlier run of the study nor a run folder")
+    others = [folder_of(w) if w in trained else w for w in others]
+    own = [f"--init_from={folder_of(w[12:])}" if w.startswith("--init_from=") and w[12:] in trained else w for w in own]
     flags = [f"--data_dir={cfg.data_dir}", *(w for w in [*cfg.settings, *own] if w.startswith("--"))]  # a run's own win
     argv = [*(w for w in [*own, *cfg.settings] if w not in flags), *flags, f"--out_dir={folder_of(recipe)}"]
     if seed:
-        argv.append(f"--seed={seed}")
-    if teachers:
-        argv.append(f"--teachers={','.join(teachers)}")
-    resolved = config.configure(DistillConfig if teachers else TrainConfig, argv)
-    if teachers:
-        teacher_dtypes(resolved)
-    if (cfg.blimp or cfg.test_loss) and not resolved.causal:
+        argv.append(f"--seed={int(seed) + int(more[8:])}")
+    if others:
+        argv.append(f"--teachers={','.join(others)}")
+    settings = config.configure(DistillConfig if others else TrainConfig, argv)
+    if others and not ensemble:
+        teacher_dtypes(settings)
+    if (cfg.blimp or cfg.test_loss) and not settings.causal:
         sys.exit(f"error: run '{recipe}' is a masked language model (causal=False): it cannot be scored, nor taught")
-    meta = disk.read_meta(resolved.data_dir)
+    meta = disk.read_meta(settings.data_dir)
     if cfg.test_loss and not any(s["split"] == "test" for s in meta["shards"]):
-        sys.exit(f"error: test_loss: {resolved.data_dir} has no test split; prepare it again with one")
-    settings = {**asdict(resolved), "blimp": cfg.blimp, "eval_dtype": cfg.eval_dtype, "test_loss": cfg.test_loss}
+        sys.exit(f"error: test_loss: {settings.data_dir} has no test split; prepare it again with one")
+    hashed = {**asdict(settings), "ensemble": ensemble, "blimp": cfg.blimp, "eval_dtype": cfg.eval_dtype, "test_loss": cfg.test_loss}
     for key in ("data_dir", "out_dir", "device", "compile", "micro_batch_size", "log_interval", "wandb", "tensorboard"):  # where and how, not what
-        del settings[key]
-    return dict(name=os.path.basename(folder_of(recipe)), recipe=recipe, folder=folder_of(recipe), script="distill.py" if teachers else "train.py", argv=argv,
-                data_dir=resolved.data_dir, seq_len=resolved.seq_len, settings_sha256=hashlib.sha256(json.dumps(settings).encode()).hexdigest(),
-                data_sha256=disk.data_sha256(meta))
+        del hashed[key]
+    return dict(name=os.path.basename(folder_of(recipe)), recipe=recipe, folder=folder_of(recipe),
+                script="" if ensemble else "distill.py" if others else "train.py", argv=argv, settings=settings,
+                scored=others if ensemble else [folder_of(recipe)],
+                settings_sha256=hashlib.sha256(json.dumps(hashed).encode()).hexdigest(), data_sha256=disk.data_sha256(meta))
 
 
 def train_and_score(cfg, run):
-    """Train or resume a run, score its best checkpoint, and give what the results say of it."""
-    command(run["script"], *run["argv"], "--resume", nproc=cfg.nproc_per_node)
-    folder, scores = run["folder"], dict(folders={})
+    """Train or resume a run, score its best checkpoint, and give what the results say of it. An ensemble is scored alone."""
+    folder, settings = run["folder"], run["settings"]
+
+    def score(out, *flags):
+        command("eval_blimp.py", f"--ckpt={','.join(run['scored'])}", *flags, f"--dtype={cfg.eval_dtype}", f"--out={folder}/{out}", quiet=True)
+        return disk.read_json(os.path.join(folder, out), ["folders"])
+
+    def loss_on(split, chunks):
+        return [f"--data_dir={settings.data_dir}", f"--split={split}", f"--eval_chunks={chunks}", f"--seq_len={settings.seq_len}"]
+
+    scores = dict(folders={})
+    if run["script"]:
+        command(run["script"], *run["argv"], "--resume", nproc=cfg.nproc_per_node)
+        with open(os.path.join(folder, "metrics.jsonl")) as f:
+            ensemble_val_ce = json.loads(f.readline()).get("ensemble_val_ce")  # its teachers'
+    else:
+        os.makedirs(folder, exist_ok=True)
+        ensemble_val_ce = score("val.json", *loss_on("val", settings.eval_chunks))["val_ce"]
     if cfg.blimp or cfg.test_loss:
-        flags = [f"--data={','.join(cfg.blimp)}"] * bool(cfg.blimp) + [f"--data_dir={run['data_dir']}", "--split=test", "--eval_chunks=0", f"--seq_len={run['seq_len']}"] * cfg.test_loss
-        command("eval_blimp.py", f"--ckpt={folder}", *flags, f"--dtype={cfg.eval_dtype}", f"--out={folder}/blimp.json", quiet=True)
-        scores = disk.read_json(os.path.join(folder, "blimp.json"), ["folders"])
-    described = disk.read_checkpoint_config(disk.find_checkpoint(folder))
-    with open(os.path.join(folder, "metrics.jsonl")) as f:
-        first = json.loads(f.readline())
-    return dict(teachers=described.get("teachers", []), parameters=described["parameters"], seed=described["train_config"]["seed"], words=described["words"],
-                step=described["step"], val_ce=described["val_ce"], test_ce=scores.get("test_ce"), ensemble_val_ce=first.get("ensemble_val_ce"),
+        scores = score("blimp.json", *[f"--data={','.join(cfg.blimp)}"] * bool(cfg.blimp), *loss_on("test", 0) * cfg.test_loss)
+    members = [disk.read_checkpoint_config(disk.find_checkpoint(path)) for path in run["scored"]]
+    described = members[0]
+    if not run["script"]:
+        described = dict(described, teachers=run["scored"], step=None, val_ce=ensemble_val_ce, git_revision=disk.git_revision())
+    return dict(teachers=described.get("teachers", []), parameters=sum(m["parameters"] for m in members), seed=settings.seed, words=described["words"],
+                step=described["step"], val_ce=described["val_ce"], test_ce=scores.get("test_ce"), ensemble_val_ce=ensemble_val_ce,
                 accuracy={name: scores["folders"][name]["accuracy"] for name in scores["folders"]},
                 git_revision=described["git_revision"], torch=described["torch"], hardware=described["hardware"])
 
@@ -143,7 +167,7 @@ def command(script, *args, nproc=0, quiet=False):
 # --- results.jsonl ----------------------------------------------------------------------------------
 
 BEGUN = ("name", "recipe", "settings_sha256", "data_sha256")
-DONE = ("teachers", "parameters", "seed", "val_ce", "test_ce", "accuracy", "git_revision", "hardware")
+DONE = ("teachers", "parameters", "seed", "words", "step", "val_ce", "ensemble_val_ce", "test_ce", "accuracy", "git_revision", "hardware")
 
 
 def read_results(cfg):
@@ -180,23 +204,30 @@ def has_checkpoint(folder):
 
 
 def table(rows):
-    """A row a recipe: mean ± standard deviation over its seeds."""
+    """A row a recipe: mean ± standard deviation over its seeds. Columns that say nothing are left out."""
     recipes = {}
     for row in rows:
         recipes.setdefault(row["recipe"], []).append(row)
-    test = any(row["test_ce"] is not None for row in rows)
-    folders = list(rows[0]["accuracy"])
-    print("\n| run | seeds | taught by | parameters | validation loss |" + " test loss |" * test + "".join(f" {f}, % |" for f in folders))
-    print("|---|---:|---|---:|---:|" + "---:|" * (test + len(folders)))
+    columns = {"seeds": lambda own: str(len(own)), "taught by": taught_by, "parameters": lambda own: f"{own[0]['parameters']:,}"}
+    if len({row["words"] for row in rows}) > 1:
+        columns["words"] = lambda own: f"{own[0]['words']:,}" if own[0]["words"] else ""
+    for key, title in (("ensemble_val_ce", "its teachers' ensemble"), ("val_ce", "validation loss"), ("test_ce", "test loss")):
+        if any(row[key] is not None for row in rows):
+            columns[title] = lambda own, key=key: spread([row[key] for row in own], 4) if own[0][key] is not None else ""
+    for folder in rows[0]["accuracy"]:
+        columns[f"{folder}, %"] = lambda own, folder=folder: spread([100 * row["accuracy"][folder] for row in own], 2)
+    print(f"\n| run | {' | '.join(columns)} |\n|---|" + "".join("---|" if title == "taught by" else "---:|" for title in columns))
     for recipe, own in recipes.items():
-        taught_by = ", ".join(os.path.basename(os.path.normpath(t)).split("@")[0] for t in own[0]["teachers"])
-        print(f"| {recipe} | {len(own)} | {taught_by} | {own[0]['parameters']:,} | {spread([row['val_ce'] for row in own], 4)} |"
-              + f" {spread([row['test_ce'] for row in own], 4) if test else ''} |" * test
-              + "".join(f" {spread([100 * row['accuracy'][f] for row in own], 2)} |" for f in folders))
+        print(f"| {recipe} | {' | '.join(column(own) for column in columns.values())} |")
     for what, now in (("git_revision", disk.git_revision()), ("hardware", rows[-1]["hardware"])):
         others = [row["name"] for row in rows if row[what] != now]
         if others:
             print(f"notice: {len(others)} of {len(rows)} runs are of another {what} than {now}: {', '.join(others[:8])}")
+
+
+def taught_by(own):
+    names = ", ".join(os.path.basename(os.path.normpath(t)).split("@")[0] for t in own[0]["teachers"])
+    return names if own[0]["step"] is not None else f"(ensemble of {names})"
 
 
 if __name__ == "__main__":

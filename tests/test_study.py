@@ -79,7 +79,7 @@ def test_other_settings_are_not_mixed_in(corpus, data, tmp_path, in_process):
 
 
 @pytest.mark.parametrize("line,message", [
-    ("", "is not 'name config_file teacher"), ("a", "is not 'name config_file"), ("a x.py", "no config file 'x.py'"),
+    ("", "is not 'name config_file teacher"), ("a", "is not 'name config_file"), ("a ensemble", "or 'name ensemble run"), ("a ensemble b", "member 'b' is neither"), ("a x.py", "no config file 'x.py'"),
     ("a small.py b", "teacher 'b' is neither an earlier run of the study nor a run folder"), ("a small.py --n_lyer=1", "did you mean 'n_layer'"),
     ("../a small.py", "is not 'name"), (".. small.py", "is not 'name"), ("results.jsonl small.py", "is not 'name"), ("a small.py out --teacher_dtype=int8,int8", "teacher 'out' is neither")])
 def test_bad_studies_are_one_line(corpus, data, tmp_path, in_process, line, message):
@@ -148,6 +148,34 @@ def test_seeds_are_runs_of_one_recipe(corpus, data, tmp_path, in_process, capsys
     ran = list(in_process)
     study.main(study_config(corpus, data, tmp_path, *cfg.runs, seeds=("3", "5", "6"), test_loss=True))
     assert in_process[len(ran):] == ["train.py", "eval_blimp.py", "distill.py", "eval_blimp.py"]  # seed 6 alone
+
+
+def test_ensembles_seeds_apart_and_what_starts_from_another(corpus, data, tmp_path, in_process, capsys):
+    """'name ensemble a b' is the mean of the logits; --seed=+k lies k above the study's; --init_from takes the run of the same seed."""
+    small = f"{tmp_path}/small.py"
+    cfg = study_config(corpus, data, tmp_path, f"a {small}", f"b {small} --seed=+10", "both ensemble a b", f"on {small} --init_from=a --max_iters=1", seeds=("3", "5"))
+    study.main(cfg)
+    rows = {r["name"]: r for r in map(json.loads, open(f"{cfg.out_dir}/results.jsonl"))}
+    assert [(r["recipe"], r["seed"]) for r in rows.values()] == [("a", 3), ("b", 13), ("both", 3), ("on", 3), ("a", 5), ("b", 15), ("both", 5), ("on", 5)]
+    models = [disk.load_checkpoint(f"{cfg.out_dir}/{name}")[0] for name in ("a@5", "b@5")]
+    shards = disk.Shards(data, "val")
+    T, n = TINY["seq_len"], TINY["eval_chunks"]
+    starts = np.sort(np.random.default_rng(2023).permutation((len(shards) - 1) // T)[:n or None]) * T
+    tokens = torch.from_numpy(shards.windows(starts, T + 1)).long()
+    with torch.no_grad():
+        z = (models[0](tokens[:, :-1]) + models[1](tokens[:, :-1])) / 2
+    both = rows["both@5"]
+    assert both["val_ce"] == pytest.approx(torch.nn.functional.cross_entropy(z.flatten(0, 1), tokens[:, 1:].flatten()).item(), abs=1e-5)
+    assert both["parameters"] == rows["a@5"]["parameters"] + rows["b@5"]["parameters"] and len(both["teachers"]) == 2
+    assert both["accuracy"]["pairs"] == json.load(open(f"{cfg.out_dir}/both@5/blimp.json"))["folders"]["pairs"]["accuracy"]
+    described = disk.load_checkpoint(f"{cfg.out_dir}/on@5")[2]["train_config"]
+    assert described["init_from"] == f"{cfg.out_dir}/a@5"
+    assert "| both | 2 | (ensemble of a, b) |" in capsys.readouterr().out
+    ran = list(in_process)
+    study.main(cfg)
+    assert in_process == ran
+    with pytest.raises(SystemExit, match="c's teacher 'both' is neither"):
+        study.main(study_config(corpus, data, tmp_path, *cfg.runs, f"c {small} both"))
 
 
 def test_other_code_is_pointed_out(corpus, data, tmp_path, in_process, monkeypatch, capsys):
