@@ -38,7 +38,7 @@ class StudyConfig:
     data_dir: str = "data/babylm"      # a run's own --data_dir wins
     out_dir: str = "out/study"         # a run folder each, and results.jsonl
     blimp: tuple[str, ...] = ()        # folders of minimal pairs to score each run on
-    test_loss: bool = False            # also the loss on the data's test split
+    test_loss: bool = False            # also the loss on the data's test split, on as many chunks as for validation
     eval_dtype: Literal["float32", "bfloat16"] = "float32"  # for eval_blimp.py
     nproc_per_node: int = 0            # GPUs: each run under torchrun; 0 = one process
 
@@ -105,8 +105,9 @@ def plan_run(cfg, i, seed):
     if (cfg.blimp or cfg.test_loss) and not settings.causal:
         sys.exit(f"error: run '{recipe}' is a masked language model (causal=False): it cannot be scored, nor taught")
     meta = disk.read_meta(settings.data_dir)
-    if cfg.test_loss and not any(s["split"] == "test" for s in meta["shards"]):
-        sys.exit(f"error: test_loss: {settings.data_dir} has no test split; prepare it again with one")
+    test_chunks = (sum(s["tokens"] for s in meta["shards"] if s["split"] == "test") - 1) // settings.seq_len
+    if cfg.test_loss and test_chunks < max(settings.eval_chunks, 1):
+        sys.exit(f"error: test_loss: {settings.data_dir} has a test split of {max(test_chunks, 0)} chunks, eval_chunks={settings.eval_chunks}; prepare it again with one")
     hashed = {**asdict(settings), "ensemble": ensemble, "blimp": cfg.blimp, "eval_dtype": cfg.eval_dtype, "test_loss": cfg.test_loss}
     for key in ("data_dir", "out_dir", "device", "compile", "micro_batch_size", "log_interval", "wandb", "tensorboard"):  # where and how, not what
         del hashed[key]
@@ -124,8 +125,8 @@ def train_and_score(cfg, run):
         command("eval_blimp.py", f"--ckpt={','.join(run['scored'])}", *flags, f"--dtype={cfg.eval_dtype}", f"--out={folder}/{out}", quiet=True)
         return disk.read_json(os.path.join(folder, out), ["folders"])
 
-    def loss_on(split, chunks):
-        return [f"--data_dir={settings.data_dir}", f"--split={split}", f"--eval_chunks={chunks}", f"--seq_len={settings.seq_len}"]
+    def loss_on(split):
+        return [f"--data_dir={settings.data_dir}", f"--split={split}", f"--eval_chunks={settings.eval_chunks}", f"--seq_len={settings.seq_len}"]
 
     scores = dict(folders={})
     if run["script"]:
@@ -134,9 +135,9 @@ def train_and_score(cfg, run):
             ensemble_val_ce = json.loads(f.readline()).get("ensemble_val_ce")  # its teachers'
     else:
         os.makedirs(folder, exist_ok=True)
-        ensemble_val_ce = score("val.json", *loss_on("val", settings.eval_chunks))["val_ce"]
+        ensemble_val_ce = score("val.json", *loss_on("val"))["val_ce"]
     if cfg.blimp or cfg.test_loss:
-        scores = score("blimp.json", *[f"--data={','.join(cfg.blimp)}"] * bool(cfg.blimp), *loss_on("test", 0) * cfg.test_loss)
+        scores = score("blimp.json", *[f"--data={','.join(cfg.blimp)}"] * bool(cfg.blimp), *loss_on("test") * cfg.test_loss)
     members = [disk.read_checkpoint_config(disk.find_checkpoint(path)) for path in run["scored"]]
     described = members[0]
     if not run["script"]:
