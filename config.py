@@ -107,6 +107,13 @@ def checked(types, key, value, where):
     return value
 
 
+def check_seeds(seeds):
+    """Exit unless `seeds`, a setting that is a list of texts, are whole numbers and each there once."""
+    for seed in seeds:
+        if not (seed.isascii() and seed.isdecimal() and len(seed) < 19) or seeds.count(seed) > 1:
+            sys.exit(f"error: seeds: '{seed}' is not a whole number, too large, or there twice")
+
+
 def help_text(cls):
     """The script's docstring and the commented dataclasses: the manual is the code."""
     sources = [inspect.getsource(c) for c in reversed(cls.__mro__[:-1])]

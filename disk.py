@@ -265,12 +265,15 @@ def drop_old_checkpoints(out_dir):
                 shutil.rmtree(os.path.join(out_dir, name))
 
 
+def checkpoint_steps(out_dir):
+    """The steps of a run's checkpoint folders, which are called ckpt_<step>, in order."""
+    return sorted(int(name[5:]) for name in (os.listdir(out_dir) if os.path.isdir(out_dir) else ()) if re.fullmatch(r"ckpt_\d+", name))
+
+
 def checkpoints(out_dir, last=None):
     """Checkpoint folders a run can go on from, the latest first, from the folder named `last` on."""
-    step = {name: int(name[5:]) for name in os.listdir(out_dir) if re.fullmatch(r"ckpt_\d+", name)
-            and os.path.isfile(os.path.join(out_dir, name, "state.json"))}
-    return [os.path.join(out_dir, name) for name in sorted(step, key=step.get, reverse=True)
-            if last is None or step[name] <= int(last[5:])]
+    folders = [os.path.join(out_dir, f"ckpt_{step}") for step in reversed(checkpoint_steps(out_dir)) if last is None or step <= int(last[5:])]
+    return [folder for folder in folders if os.path.isfile(os.path.join(folder, "state.json"))]
 
 
 def find_resumable(out_dir):
@@ -402,6 +405,20 @@ def write_json(path, value):
         os.fsync(f.fileno())
     os.replace(path + ".tmp", path)
     flush_to_disk(os.path.dirname(path) or ".")
+
+
+def write_lines(path, lines):
+    """Replace a text file by `lines`, as write_json does; several processes may do so at once."""
+    tmp = f"{path}.{os.getpid()}.tmp"
+    with open(tmp, "w", encoding="utf-8") as f:
+        f.writelines(lines)
+    os.replace(tmp, path)
+
+
+def check_writable(path):
+    """Exit if a file cannot be put at `path`: before hours of work, not after."""
+    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or "."):
+        sys.exit(f"error: cannot write {path}: a folder, or in a folder that is not there")
 
 
 _locks = {}  # folder -> file descriptor, held until the process ends

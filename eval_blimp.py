@@ -59,6 +59,7 @@ class Pair(NamedTuple):
     good: list       # token ids, the first n_context of which have no score
     bad: list
     n_context: int
+    context: str
     texts: tuple     # (good, bad) as scored, with the leading blank
     phenomenon: str  # '' where the file names none
 
@@ -71,9 +72,8 @@ def main(cfg):
     device = pick_device(cfg.device)
     models, tokenizer, described = load_ensemble(cfg.ckpt, device)
     out = cfg.out or (os.path.join(run_folder(cfg.ckpt[0]), "blimp.json") if len(cfg.ckpt) == 1 and cfg.data else "")
-    for path in filter(None, (out, cfg.items, cfg.predictions)):  # before hours of scoring, not after
-        if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or "."):
-            sys.exit(f"error: cannot write {path}: a folder, or in a folder that is not there")
+    for path in filter(None, (out, cfg.items)):
+        disk.check_writable(path)
     if cfg.predictions:
         read_predictions(cfg.predictions)
     prefix = prefix_token(tokenizer) if cfg.data else None
@@ -163,23 +163,23 @@ def read_pairs(folder, tokenizer, prefix, block_size):
                 where = f"error: {os.path.join(folder, file)}, line {n + 1}"
                 try:
                     row = json.loads(line.decode("utf-8"))
-                    context, keys = ("Context1", ("Target1", "Target2")) if "Context1" in row else ("", ("sentence_good", "sentence_bad"))
-                    texts = tuple(" " + row[key] for key in keys)
-                    if context:  # tokenised as a whole, then cut where the context's own tokens end
-                        good, bad = (tokenizer.encode(row[context] + text) for text in texts)
-                        n_context = len(tokenizer.encode(row[context]))
+                    context = row.get("Context1")
+                    texts = tuple(" " + row[key] for key in (("sentence_good", "sentence_bad") if context is None else ("Target1", "Target2")))
+                    if context is not None:  # tokenised as a whole, then cut where the context's own tokens end
+                        good, bad = (tokenizer.encode(context + text) for text in texts)
+                        n_context = len(tokenizer.encode(context))
                     else:
                         good, bad = ([prefix] + tokenizer.encode(text) for text in texts)
                         n_context = 1
                 except KeyError as e:
                     sys.exit(f"{where}: no field {e}")
-                except (ValueError, TypeError, RuntimeError) as e:  # RuntimeError: half a surrogate pair
+                except (ValueError, TypeError, AttributeError, RuntimeError) as e:  # RuntimeError: half a surrogate pair
                     sys.exit(f"{where}: not a minimal pair in JSON ({e})")
                 if max(len(good), len(bad)) > block_size + 1:
                     sys.exit(f"{where}: {max(len(good), len(bad)) - 1} tokens, the model has {block_size} positions")
                 if not 0 < n_context < min(len(good), len(bad)):
                     sys.exit(f"{where}: an empty context or sentence")
-                pairs.append(Pair(file.removesuffix(".jsonl"), n, good, bad, n_context, texts, str(row.get("linguistics_term", ""))))
+                pairs.append(Pair(file.removesuffix(".jsonl"), n, good, bad, n_context, context or "", texts, str(row.get("linguistics_term", ""))))
     if not pairs:
         sys.exit(f"error: {folder} has no minimal pairs (.jsonl files with one JSON object a line)")
     return pairs
@@ -240,7 +240,7 @@ def summary(pairs, scores):
             phenomena.setdefault("argument_structure" if phenomenon == "s-selection" else phenomenon, []).append(tasks[task])
     return dict(**mean_row(list(tasks.values())), tasks=tasks,
                 phenomena={name: mean_row(rows) for name, rows in sorted(phenomena.items())},
-                sha256=hashlib.sha256(json.dumps([(p.task, p.n_context > 1, p.texts) for p in pairs]).encode()).hexdigest())
+                sha256=hashlib.sha256(json.dumps([(p.task, p.context, p.texts) for p in pairs]).encode()).hexdigest())
 
 
 def preferred(pairs, scores):
@@ -254,8 +254,7 @@ def preferred(pairs, scores):
 
 def read_predictions(path):
     """What the gzipped JSON at `path` has: {} if there is no such file."""
-    if not os.path.isdir(os.path.dirname(path) or "."):
-        sys.exit(f"error: cannot write {path}: its folder is not there")
+    disk.check_writable(path)
     if not os.path.exists(path):
         return {}
     try:

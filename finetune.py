@@ -131,9 +131,7 @@ def check(cfg):
     for task in cfg.tasks:
         if task not in TASKS or task == "mnli-mm":
             sys.exit(f"error: tasks: no task '{task}'; there are {', '.join(t for t in TASKS if t != 'mnli-mm')} (mnli brings mnli-mm)")
-    for seed in cfg.seeds:
-        if not (seed.isascii() and seed.isdecimal() and len(seed) < 19) or cfg.seeds.count(seed) > 1:
-            sys.exit(f"error: seeds: '{seed}' is not a whole number, too large, or there twice")
+    config.check_seeds(cfg.seeds)
     for key, good, wanted in (("seeds", cfg.seeds, "one or more"), ("max_length", cfg.max_length > 0, "at least 1"),
                               ("resume", not cfg.resume, "False: the same command goes on with the tasks and seeds that are missing"),
                               ("lora_dropout", cfg.lora_dropout < 1, "below 1"), ("warmup_share", cfg.warmup_share < 1, "below 1")):

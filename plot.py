@@ -45,8 +45,7 @@ def main(cfg):
         sys.exit(f"error: name one picture: {', '.join('--' + name for name in kinds)}")
     if not importlib.util.find_spec("matplotlib"):
         sys.exit("error: plot.py needs matplotlib: pip install matplotlib")
-    if not os.path.isdir(os.path.dirname(cfg.out) or "."):
-        sys.exit(f"error: cannot write {cfg.out}.png: its folder is not there")
+    disk.check_writable(f"{cfg.out}.png")
     if not (1 <= cfg.width <= 50 and 1 <= cfg.height <= 50):
         sys.exit(f"error: width={cfg.width} and height={cfg.height} must be between 1 and 50 inches")
     columns = getattr(cfg, asked[0])

@@ -179,11 +179,11 @@ def settle_best(cfg, run, counters):
     """Make best.json name the best checkpoint up to the step resumed from. It may name an older one, where a run died
     between its two pointers; or one that is gone or will be trained again, where the user deleted a damaged one."""
     val_ce = {}
-    for name in os.listdir(cfg.out_dir):
-        if re.fullmatch(r"ckpt_\d+", name) and int(name[5:]) <= counters["step"]:
-            described = disk.read_json(os.path.join(cfg.out_dir, name, "config.json"), ("val_ce",))
+    for step in disk.checkpoint_steps(cfg.out_dir):
+        if step <= counters["step"]:
+            described = disk.read_json(os.path.join(cfg.out_dir, f"ckpt_{step}", "config.json"), ("val_ce",))
             if described["val_ce"] is not None:
-                val_ce[int(name[5:])] = described["val_ce"]
+                val_ce[step] = described["val_ce"]
     if counters["best_step"] not in val_ce:
         counters["best_step"] = min(val_ce, key=val_ce.get, default=0)
         counters["best_val_ce"] = val_ce.get(counters["best_step"], math.inf)

@@ -51,15 +51,13 @@ def main(cfg):
             sys.exit(f"error: no folder of minimal pairs '{folder}'")
     if len({os.path.basename(os.path.normpath(folder)) for folder in cfg.blimp}) < len(cfg.blimp):
         sys.exit("error: two of the folders of minimal pairs have the same name")
-    for seed in cfg.seeds:
-        if not seed.isdecimal() or cfg.seeds.count(seed) > 1:
-            sys.exit(f"error: seeds: '{seed}' is not a whole number, or stands there twice")
+    config.check_seeds(cfg.seeds)
     plan = [plan_run(cfg, i, seed) for seed in cfg.seeds or ("",) for i in range(len(cfg.runs))]  # mistakes show before the first is trained
     results = read_results(cfg)
     for run in plan:
         begun = {key: run[key] for key in BEGUN}
         row = results.setdefault(run["name"], begun)
-        if "val_ce" not in row and not has_checkpoint(run["folder"]):
+        if "val_ce" not in row and not disk.checkpoint_steps(run["folder"]):
             row = results[run["name"]] = begun  # nothing came of it: its settings may have been the mistake
         if {k: row[k] for k in begun} != begun:
             sys.exit(f"error: {cfg.out_dir}/results.jsonl has '{run['name']}' with other settings or data; name another --out_dir")
@@ -194,14 +192,7 @@ def result_rows(path):
 
 def write_results(cfg, results):
     """One line a run: as it was begun, then with what came of it."""
-    path = os.path.join(cfg.out_dir, "results.jsonl")
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
-        f.writelines(json.dumps(row) + "\n" for row in results.values())
-    os.replace(path + ".tmp", path)
-
-
-def has_checkpoint(folder):
-    return os.path.isdir(folder) and any(re.fullmatch(r"ckpt_\d+", name) for name in os.listdir(folder))
+    disk.write_lines(os.path.join(cfg.out_dir, "results.jsonl"), [json.dumps(row) + "\n" for row in results.values()])
 
 
 def table(rows):

@@ -9,7 +9,6 @@ blanks, lower-cased, without punctuation at its ends: tokens of that punctuation
 The 2023 pipeline reads its table one position off (its "surprisal" is of the next position's
 distribution); these are the shifted, right ones.
 """
-import os
 import sys
 from dataclasses import dataclass
 from typing import Literal
@@ -17,6 +16,7 @@ from typing import Literal
 import torch
 
 import config
+import disk
 from eval_blimp import load_ensemble, prefix_token
 from loss import ensemble_logits
 from train import pick_device
@@ -34,8 +34,8 @@ class SurprisalConfig:
 def main(cfg):
     if not cfg.ckpt or not cfg.text:
         sys.exit("error: say which model reads what: --ckpt=out/run --text=FILE")
-    if os.path.isdir(cfg.out) or not os.path.isdir(os.path.dirname(cfg.out) or "."):
-        sys.exit(f"error: cannot write {cfg.out}: a folder, or in a folder that is not there")
+    if cfg.out:
+        disk.check_writable(cfg.out)
     models, tokenizer, _ = load_ensemble(cfg.ckpt, pick_device(cfg.device))
     prefix = prefix_token(tokenizer)
     wanted = [bare(word) for word in read_lines(cfg.words)] if cfg.words else None

@@ -204,16 +204,10 @@ def write_results(cfg, study):
     rows = [dict(name=f"trial_{t.number}", state=t.state.name.lower(), val_ce=min(t.intermediate_values.values()), epochs=max(t.intermediate_values),
                  folder=t.user_attrs["folder"], settings=t.user_attrs["settings"], hardware=t.user_attrs["hardware"], git_revision=study.user_attrs["code"], data_sha256=study.user_attrs["data"])
             for t in best_first]
-    path = os.path.join(cfg.out_dir, "results.jsonl")
-    with open(f"{path}.{os.getpid()}", "w", encoding="utf-8") as f:
-        f.writelines(json.dumps(row) + "\n" for row in rows)
-    os.replace(f"{path}.{os.getpid()}", path)
+    disk.write_lines(os.path.join(cfg.out_dir, "results.jsonl"), [json.dumps(row) + "\n" for row in rows])
     if best_first and best_first[0].state.name == "COMPLETE":
-        path = os.path.join(cfg.out_dir, "best.py")
-        with open(f"{path}.{os.getpid()}", "w", encoding="utf-8") as f:
-            f.write(f"# The best of {len(rows)} trials of a sweep: validation loss {rows[0]['val_ce']:.4f}, laid over\n#   {shlex.quote(cfg.run)}\n")
-            f.writelines(f"{k} = {v!r}\n" for k, v in rows[0]["settings"].items())
-        os.replace(f"{path}.{os.getpid()}", path)
+        title = f"# The best of {len(rows)} trials of a sweep: validation loss {rows[0]['val_ce']:.4f}, laid over\n#   {shlex.quote(cfg.run)}\n"
+        disk.write_lines(os.path.join(cfg.out_dir, "best.py"), [title, *(f"{k} = {v!r}\n" for k, v in rows[0]["settings"].items())])
 
 
 def table(cfg, study):

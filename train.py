@@ -106,10 +106,10 @@ def train(cfg, run, loss_fn=next_token_loss, companion=None, provenance={}, firs
     pretraining = data is None
     if pretraining:
         model, data = LanguageModel(model_config(cfg)).to(run.device), ChunkOrder(cfg, run)
-    if pretraining and cfg.init_from:
-        start_from(cfg.init_from, model, run)
-    if pretraining and (cfg.sam_rho or cfg.ascent):
-        loss_fn = partial(sam_loss if cfg.sam_rho else ascent_loss, loss_fn)
+        if cfg.init_from:
+            start_from(cfg.init_from, model, run)
+        if cfg.sam_rho or cfg.ascent:
+            loss_fn = partial(sam_loss if cfg.sam_rho else ascent_loss, loss_fn)
     model.companion = companion
     optimizer = make_optimizer(model, cfg)
     total = data.total
@@ -262,7 +262,7 @@ def start(cfg):
         sys.exit(f"error: out_dir={cfg.out_dir} is a checkpoint folder; name a run folder")
     if any(map(disk.RUN_FILES.fullmatch, names)) and not (cfg.resume or cfg.overwrite):
         sys.exit(f"error: {cfg.out_dir} already holds a run; use --resume to go on with it or --overwrite to delete it")
-    if cfg.resume and not any(re.fullmatch(r"ckpt_\d+", name) for name in names):
+    if cfg.resume and not disk.checkpoint_steps(cfg.out_dir):
         cfg.resume, cfg.overwrite = False, True  # what is there is of a run that died before its first checkpoint
         if rank == 0:
             print(f"notice: {cfg.out_dir} has no checkpoint yet: starting at step 0")

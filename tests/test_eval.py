@@ -97,7 +97,7 @@ def test_batching_does_not_show(corpus, teachers, tmp_path):
 @pytest.mark.parametrize("good,bad", [([5], [5, 0]), ([5, 0], [5]), ([5, 0, 7], [5, 0, 0, 7]), ([0], [0, 0])])
 def test_token_0_is_not_taken_for_padding(teachers, good, bad):
     models, _, _ = eval_blimp.load_ensemble([teachers[1]], torch.device("cpu"))
-    together, = eval_blimp.score_pairs(models, [Pair("t", 0, [1, *good], [1, *bad], 1, ("", ""), "")], 1000)
+    together, = eval_blimp.score_pairs(models, [Pair("t", 0, [1, *good], [1, *bad], 1, "", ("", ""), "")], 1000)
     for ids, ours in zip((good, bad), together):
         logp = models[0](torch.tensor([[1] + ids[:-1]]))[0].log_softmax(-1)
         assert ours == pytest.approx(sum(logp[i, t].item() for i, t in enumerate(ids)), abs=1e-5)
@@ -112,7 +112,7 @@ def test_the_same_sentence_twice_ties_and_counts_as_right(teachers, tmp_path):
 
 def test_averages_and_standard_errors():
     """The worked example of the pipeline's formulas: 3 of 5 and 2 of 3."""
-    pairs = [Pair(t, i, [1, 1], [1, 2], 1, (" a", " b"), term) for t, n, term in (("a", 5, "binding"), ("b", 3, "s-selection")) for i in range(n)]
+    pairs = [Pair(t, i, [1, 1], [1, 2], 1, "", (" a", " b"), term) for t, n, term in (("a", 5, "binding"), ("b", 3, "s-selection")) for i in range(n)]
     result = eval_blimp.summary(pairs, [(0.0, -1.0)] * 3 + [(-1.0, 0.0)] * 2 + [(0.0, -1.0), (0.0, 0.0), (-2.0, -1.0)])
     assert result["tasks"]["a"]["accuracy"] == 0.6 and result["tasks"]["a"]["se"] == pytest.approx(0.2449, abs=1e-4)
     assert result["tasks"]["b"]["se"] == pytest.approx(0.3333, abs=1e-4)
@@ -233,6 +233,13 @@ def test_ewok_compares_two_targets_after_one_context(teachers, tmp_path):
         predictions = json.load(f)["ewok"]["physical-relations"]["predictions"]
     assert predictions == [{"id": f"physical-relations_{i}", "pred": " " + (r[1] if g["logp_good"] >= g["logp_bad"] else r[2])}
                            for i, (r, g) in enumerate(zip(rows, got))]
+
+
+def test_pairs_that_differ_in_their_context_alone_are_other_pairs():
+    """So that --compare does not take them for the same."""
+    pair = eval_blimp.Pair("t", 0, [1, 2], [1, 3], 1, "The lamp is over the desk.", (" a", " b"), "")
+    hashes = {eval_blimp.summary([p], [(0.0, 0.0)])["sha256"] for p in (pair, pair._replace(context="The lamp is under the desk."), pair._replace(context=""))}
+    assert len(hashes) == 3
 
 
 def test_predictions_of_several_commands_are_in_one_file(teachers, tmp_path):

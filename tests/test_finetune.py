@@ -233,7 +233,7 @@ def test_the_papers_tables_are_settings(name):
     (dict(per_task=("rte --epoch=3",)), "did you mean 'epochs'"), (dict(per_task=("rte epochs",)), "is not 'task --key=value"), (dict(batch_size=0), "batch_size=0"),
     (dict(tasks=("cola",)), "no cola.train.jsonl"), (dict(seeds=("9" * 20,)), "too large"), (dict(per_task=("rte --ckpt=x",)), "ckpt cannot be set"),
     (dict(per_task=("rte --seed=3",), seeds=("1", "2")), "where there are several seeds"), (dict(per_task=("mnli-mm --epochs=3",)), "is not 'task"),
-    (dict(predictions="no/where.json.gz"), "its folder is not there")])
+    (dict(predictions="no/where.json.gz"), "in a folder that is not there")])
 def test_mistakes_are_one_line(teachers, tmp_path, change, message):
     write_task(tmp_path / "glue")
     with pytest.raises(SystemExit, match=message) as e:

@@ -78,7 +78,7 @@ def test_both_files_are_written_and_the_same_each_time(scored, tmp_path):
 @pytest.mark.parametrize("change,message", [
     ({}, "name one picture"), (dict(curves=("x",), sizes=("x",)), "name one picture"), (dict(curves=("nowhere",)), "no nowhere/metrics.jsonl"),
     (dict(curves=("a", "b"), labels=("x",)), "1 for 2 runs"), (dict(phenomena=("nowhere",)), "no scores at nowhere"), (dict(sizes=("nowhere",)), "no checkpoint at"),
-    (dict(curves=("x",), out="no/where"), "its folder is not there")])
+    (dict(curves=("x",), out="no/where"), "in a folder that is not there")])
 def test_mistakes_are_one_line(change, message, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=message) as e:
