@@ -338,8 +338,13 @@ def load_checkpoint(path, device="cpu"):
     if cfg.tie_weights:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
     model.load_state_dict(weights)
-    config["weights_sha256"] = read_json(os.path.join(folder, "sha256.json"))["model.safetensors"]
+    config["weights_sha256"] = weights_sha256(folder)
     return model.to(device).eval(), load_tokenizer(os.path.join(folder, config["tokenizer"])), config
+
+
+def weights_sha256(path):
+    """What a run or checkpoint folder says its weights' SHA-256 is."""
+    return read_json(os.path.join(find_checkpoint(path), "sha256.json"), ["model.safetensors"])["model.safetensors"]
 
 
 def load_state(folder):

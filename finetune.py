@@ -165,8 +165,7 @@ def identity_sha256(cfg, task):
     for key in (*NOT_PER_TASK, "device", "wandb", "tensorboard", "log_interval", "keep_model"):  # where and how, not what
         del settings[key]
     files = [f for name, split in ((task, "train"), *((name, "valid") for name in scored_on(cfg, task))) for f in find_files(cfg, name, split)]
-    weights = [disk.read_json(os.path.join(disk.find_checkpoint(path), "sha256.json"), ["model.safetensors"])["model.safetensors"] for path in cfg.ckpt]
-    return hashlib.sha256(json.dumps([settings, weights, list(map(disk.sha256, files))]).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([settings, list(map(disk.weights_sha256, cfg.ckpt)), list(map(disk.sha256, files))]).encode()).hexdigest()
 
 
 def scored_on(cfg, task):

@@ -52,7 +52,8 @@ def main(cfg):
     if len({os.path.basename(os.path.normpath(folder)) for folder in cfg.blimp}) < len(cfg.blimp):
         sys.exit("error: two of the folders of minimal pairs have the same name")
     config.check_seeds(cfg.seeds)
-    plan = [plan_run(cfg, i, seed) for seed in cfg.seeds or ("",) for i in range(len(cfg.runs))]  # mistakes show before the first is trained
+    pairs = list(map(pairs_sha256, cfg.blimp))
+    plan = [plan_run(cfg, i, seed, pairs) for seed in cfg.seeds or ("",) for i in range(len(cfg.runs))]  # mistakes show before the first is trained
     results = read_results(cfg)
     for run in plan:
         begun = {key: run[key] for key in BEGUN}
@@ -61,6 +62,8 @@ def main(cfg):
             row = results[run["name"]] = begun  # nothing came of it: its settings may have been the mistake
         if {k: row[k] for k in begun} != begun:
             sys.exit(f"error: {cfg.out_dir}/results.jsonl has '{run['name']}' with other settings or data; name another --out_dir")
+        if "val_ce" in row and all(map(os.path.isdir, run["scored"])) and row["weights_sha256"] != list(map(disk.weights_sha256, run["scored"])):
+            sys.exit(f"error: the weights in {', '.join(run['scored'])} are not those that {cfg.out_dir}/results.jsonl has for '{run['name']}'; name another --out_dir")
         if row == begun:
             write_results(cfg, results)
             print(f"\n=== {run['name']}", flush=True)
@@ -69,7 +72,7 @@ def main(cfg):
     table([results[run["name"]] for run in plan])
 
 
-def plan_run(cfg, i, seed):
+def plan_run(cfg, i, seed, pairs):
     """The i-th run with a seed: its name, recipe and folder, script, arguments and settings, and hashes of settings and data."""
     recipe, *words = cfg.runs[i].split() or [""]
     names = [line.split()[0] for line in cfg.runs[:i]]
@@ -106,13 +109,25 @@ def plan_run(cfg, i, seed):
     test_chunks = (sum(s["tokens"] for s in meta["shards"] if s["split"] == "test") - 1) // settings.seq_len
     if cfg.test_loss and test_chunks < max(settings.eval_chunks, 1):
         sys.exit(f"error: test_loss: {settings.data_dir} has a test split of {max(test_chunks, 0)} chunks, eval_chunks={settings.eval_chunks}; prepare it again with one")
-    hashed = {**asdict(settings), "ensemble": ensemble, "blimp": cfg.blimp, "eval_dtype": cfg.eval_dtype, "test_loss": cfg.test_loss}
+    inside = dict(zip(map(folder_of, trained), trained))
+    identity = lambda path: inside.get(path) or disk.weights_sha256(path)  # an earlier run's line has its own
+    hashed = {**asdict(settings), "teachers": list(map(identity, others)), "ensemble": ensemble, "blimp": pairs,
+              "eval_dtype": cfg.eval_dtype, "test_loss": cfg.test_loss}
+    for key in ("init_from", "generator"):
+        if hashed.get(key):
+            hashed[key] = identity(hashed[key])
     for key in ("data_dir", "out_dir", "device", "compile", "micro_batch_size", "log_interval", "wandb", "tensorboard"):  # where and how, not what
         del hashed[key]
     return dict(name=os.path.basename(folder_of(recipe)), recipe=recipe, folder=folder_of(recipe),
                 script="" if ensemble else "distill.py" if others else "train.py", argv=argv, settings=settings,
                 scored=others if ensemble else [folder_of(recipe)],
                 settings_sha256=hashlib.sha256(json.dumps(hashed).encode()).hexdigest(), data_sha256=disk.data_sha256(meta))
+
+
+def pairs_sha256(folder):
+    """Name and SHA-256 of a folder of minimal pairs."""
+    files = sorted(f for f in os.listdir(folder) if f.endswith(".jsonl"))
+    return os.path.basename(os.path.normpath(folder)), [(f, disk.sha256(os.path.join(folder, f))) for f in files]
 
 
 def train_and_score(cfg, run):
@@ -140,7 +155,7 @@ def train_and_score(cfg, run):
     described = members[0]
     if not run["script"]:
         described = dict(described, teachers=run["scored"], step=None, val_ce=ensemble_val_ce, git_revision=disk.git_revision())
-    return dict(teachers=described.get("teachers", []), parameters=sum(m["parameters"] for m in members), seed=settings.seed, words=described["words"],
+    return dict(teachers=described.get("teachers", []), weights_sha256=list(map(disk.weights_sha256, run["scored"])), parameters=sum(m["parameters"] for m in members), seed=settings.seed, words=described["words"],
                 step=described["step"], val_ce=described["val_ce"], test_ce=scores.get("test_ce"), ensemble_val_ce=ensemble_val_ce,
                 accuracy={name: scores["folders"][name]["accuracy"] for name in scores["folders"]},
                 git_revision=described["git_revision"], torch=described["torch"], hardware=described["hardware"])
@@ -166,7 +181,7 @@ def command(script, *args, nproc=0, quiet=False):
 # --- results.jsonl ----------------------------------------------------------------------------------
 
 BEGUN = ("name", "recipe", "settings_sha256", "data_sha256")
-DONE = ("teachers", "parameters", "seed", "words", "step", "val_ce", "ensemble_val_ce", "test_ce", "accuracy", "git_revision", "hardware")
+DONE = ("teachers", "weights_sha256", "parameters", "seed", "words", "step", "val_ce", "ensemble_val_ce", "test_ce", "accuracy", "git_revision", "hardware")
 
 
 def read_results(cfg):

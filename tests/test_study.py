@@ -78,6 +78,33 @@ def test_other_settings_are_not_mixed_in(corpus, data, tmp_path, in_process):
         study.main(study_config(corpus, data, tmp_path, f"a {tmp_path}/small.py --seed=9"))
 
 
+def test_other_weights_and_pairs_are_not_mixed_in(corpus, data, tmp_path, in_process):
+    """The same command after a teacher outside of the study, a run of it or the pairs have become others."""
+    small, outside = f"{tmp_path}/small.py", str(tmp_path / "outside")
+    shutil.copytree(f"{corpus}/pairs", tmp_path / "pairs")
+    cfg = study_config(corpus, data, tmp_path, f"a {small}", f"b {small} a {outside}", "both ensemble a b", blimp=(str(tmp_path / "pairs"),))
+    config_of = lambda out, **change: train.TrainConfig(**{**TINY, **change}, data_dir=data, out_dir=out, overwrite=True)
+    train.main(config_of(outside))
+    study.main(cfg)
+    ran = list(in_process)
+    study.main(cfg)
+    assert in_process == ran
+    for folder, message in ((outside, "has 'b' with other settings or data"), (f"{cfg.out_dir}/a", "weights in .*/study/a are not those that .* has for 'a'")):
+        shutil.copytree(folder, tmp_path / "kept")
+        train.main(config_of(folder, seed=9))
+        with pytest.raises(SystemExit, match=message):
+            study.main(cfg)
+        shutil.rmtree(folder)
+        (tmp_path / "kept").rename(folder)
+    study.main(cfg)
+    shutil.rmtree(f"{cfg.out_dir}/a")  # room is needed: its line stays good
+    study.main(cfg)
+    next((tmp_path / "pairs").glob("*.jsonl")).open("a").write('{"sentence_good": "a", "sentence_bad": "b"}\n')
+    with pytest.raises(SystemExit, match="has 'a' with other settings or data"):
+        study.main(cfg)
+    assert in_process == ran
+
+
 @pytest.mark.parametrize("line,message", [
     ("", "is not 'name config_file teacher"), ("a", "is not 'name config_file"), ("a ensemble", "or 'name ensemble run"), ("a ensemble b", "member 'b' is neither"), ("a x.py", "no config file 'x.py'"),
     ("a small.py b", "teacher 'b' is neither an earlier run of the study nor a run folder"), ("a small.py --n_lyer=1", "did you mean 'n_layer'"),
