@@ -109,19 +109,23 @@ def plan_run(cfg, i, seed, pairs):
     test_chunks = (sum(s["tokens"] for s in meta["shards"] if s["split"] == "test") - 1) // settings.seq_len
     if cfg.test_loss and test_chunks < max(settings.eval_chunks, 1):
         sys.exit(f"error: test_loss: {settings.data_dir} has a test split of {max(test_chunks, 0)} chunks, eval_chunks={settings.eval_chunks}; prepare it again with one")
-    inside = dict(zip(map(folder_of, trained), trained))
-    identity = lambda path: inside.get(path) or disk.weights_sha256(path)  # an earlier run's line has its own
-    hashed = {**asdict(settings), "teachers": list(map(identity, others)), "ensemble": ensemble, "blimp": pairs,
-              "eval_dtype": cfg.eval_dtype, "test_loss": cfg.test_loss}
-    for key in ("init_from", "generator"):
-        if hashed.get(key):
-            hashed[key] = identity(hashed[key])
-    for key in ("data_dir", "out_dir", "device", "compile", "micro_batch_size", "log_interval", "wandb", "tensorboard"):  # where and how, not what
-        del hashed[key]
+    inside = dict(zip(map(folder_of, trained), trained))  # an earlier run's line has its own hashes
     return dict(name=os.path.basename(folder_of(recipe)), recipe=recipe, folder=folder_of(recipe),
                 script="" if ensemble else "distill.py" if others else "train.py", argv=argv, settings=settings,
                 scored=others if ensemble else [folder_of(recipe)],
-                settings_sha256=hashlib.sha256(json.dumps(hashed).encode()).hexdigest(), data_sha256=disk.data_sha256(meta))
+                settings_sha256=settings_sha256(settings, inside, ensemble=ensemble, blimp=pairs, eval_dtype=cfg.eval_dtype, test_loss=cfg.test_loss),
+                data_sha256=disk.data_sha256(meta))
+
+
+def settings_sha256(settings, names={}, **more):
+    """SHA-256 of what a run is, not where and how it is run. Other runs count by their weights, or by `names`: folder -> name."""
+    hashed = {**asdict(settings), **more}
+    for key in ("data_dir", "out_dir", "device", "compile", "micro_batch_size", "log_interval", "wandb", "tensorboard"):
+        del hashed[key]
+    for key in ("teachers", "init_from", "generator"):
+        paths = hashed.get(key) or ()
+        hashed[key] = [names.get(path) or disk.weights_sha256(path) for path in ([paths] if isinstance(paths, str) else paths)]
+    return hashlib.sha256(json.dumps(hashed).encode()).hexdigest()
 
 
 def pairs_sha256(folder):
@@ -226,6 +230,11 @@ def table(rows):
     print(f"\n| run | {' | '.join(columns)} |\n|---|" + "".join("---|" if title == "taught by" else "---:|" for title in columns))
     for recipe, own in recipes.items():
         print(f"| {recipe} | {' | '.join(column(own) for column in columns.values())} |")
+    point_out_others(rows)
+
+
+def point_out_others(rows):
+    """Say which rows other code or hardware made."""
     for what, now in (("git_revision", disk.git_revision()), ("hardware", rows[-1]["hardware"])):
         others = [row["name"] for row in rows if row[what] != now]
         if others:

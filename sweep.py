@@ -25,6 +25,7 @@ from typing import Literal
 import config
 import disk
 from distill import DistillConfig
+from study import point_out_others, settings_sha256
 from train import TrainConfig
 
 # setting, distribution and its two numbers (mu and sigma of the natural logarithm for the log-normal ones), or choices.
@@ -64,10 +65,10 @@ def main(cfg):
     sampler = (optuna.samplers.TPESampler if cfg.search == "bayesian" else optuna.samplers.RandomSampler)()  # every worker draws its own
     pruner = optuna.pruners.HyperbandPruner(min_resource=cfg.min_epochs, max_resource="auto", reduction_factor=cfg.reduction)
     study = optuna.create_study(storage=storage, study_name="sweep", sampler=sampler, pruner=pruner, direction="minimize", load_if_exists=True)
-    what = dict(run=cfg.run, priors=list(cfg.priors), code=disk.git_revision(), data=disk.data_sha256(disk.read_meta(run.data_dir)))
+    what = dict(priors=list(cfg.priors), data=disk.data_sha256(disk.read_meta(run.data_dir)), settings=settings_sha256(run))
     for key, value in what.items():
         if study.user_attrs.setdefault(key, value) != value:
-            sys.exit(f"error: the sweep in {cfg.out_dir} has another {key} ({study.user_attrs[key]}, now {value}); name another --out_dir")
+            sys.exit(f"error: the sweep in {cfg.out_dir} was begun with other {key}; name another --out_dir")
         study.set_user_attr(key, value)
     repeat_dead_trials(study)
     while sum(t.state.name in ("COMPLETE", "PRUNED", "RUNNING") or "failed" in t.user_attrs for t in study.get_trials(deepcopy=False)) < cfg.n_trials:
@@ -77,7 +78,7 @@ def main(cfg):
         state, value = run_trial(cfg, trial, settings, optuna.trial.TrialState)
         study.tell(trial, value, state=state)
         write_results(cfg, study)
-    table(cfg, study)
+    table(cfg, result_rows(cfg, study))
 
 
 def drawn(cfg, uniform):
@@ -151,7 +152,9 @@ def run_trial(cfg, trial, settings, states):
         trial.set_user_attr("failed", True)
         print(f"trial {trial.number} failed with code {child.returncode}: {last_line(log.name)}")
         return states.FAIL, None
-    trial.set_user_attr("hardware", disk.read_checkpoint_config(disk.find_checkpoint(folder))["hardware"])
+    described = disk.read_checkpoint_config(disk.find_checkpoint(folder))
+    for key in ("hardware", "git_revision"):
+        trial.set_user_attr(key, described[key])
     best = min((val_ce for _, val_ce in losses), default=math.inf)
     print(f"trial {trial.number}: {'stopped early at' if pruned else 'best'} validation loss {best:.4f}")
     return (states.PRUNED, None) if pruned else (states.COMPLETE, best)
@@ -192,33 +195,39 @@ def alive(pid):
 
 # --- what comes of it -------------------------------------------------------------------------------
 
-def ranked(study):
-    """Trials that ended, the best first; those stopped early after those that were not."""
+def result_rows(cfg, study):
+    """A row a trial that ended, the best first; those stopped early after those that were not."""
     done = [t for t in study.get_trials(deepcopy=False) if t.state.name in ("COMPLETE", "PRUNED") and t.intermediate_values]
-    return sorted(done, key=lambda t: (t.state.name != "COMPLETE", min(t.intermediate_values.values())))
+    done.sort(key=lambda t: (t.state.name != "COMPLETE", min(t.intermediate_values.values())))
+    rows = []
+    for t in done:
+        own = t.user_attrs
+        run = resolve(cfg, own["settings"], own["folder"])
+        rows.append(dict(name=f"trial_{t.number}", state=t.state.name.lower(), val_ce=min(t.intermediate_values.values()), epochs=max(t.intermediate_values),
+                         folder=own["folder"], settings=own["settings"], seed=run.seed, settings_sha256=settings_sha256(run),
+                         data_sha256=study.user_attrs["data"], git_revision=own["git_revision"], hardware=own["hardware"]))
+    return rows
 
 
 def write_results(cfg, study):
     """results.jsonl, a line a trial, and best.py, the best one's settings as a config file."""
-    best_first = ranked(study)
-    rows = [dict(name=f"trial_{t.number}", state=t.state.name.lower(), val_ce=min(t.intermediate_values.values()), epochs=max(t.intermediate_values),
-                 folder=t.user_attrs["folder"], settings=t.user_attrs["settings"], hardware=t.user_attrs["hardware"], git_revision=study.user_attrs["code"], data_sha256=study.user_attrs["data"])
-            for t in best_first]
+    rows = result_rows(cfg, study)
     disk.write_lines(os.path.join(cfg.out_dir, "results.jsonl"), [json.dumps(row) + "\n" for row in rows])
-    if best_first and best_first[0].state.name == "COMPLETE":
+    if rows and rows[0]["state"] == "complete":
         title = f"# The best of {len(rows)} trials of a sweep: validation loss {rows[0]['val_ce']:.4f}, laid over\n#   {shlex.quote(cfg.run)}\n"
         disk.write_lines(os.path.join(cfg.out_dir, "best.py"), [title, *(f"{k} = {v!r}\n" for k, v in rows[0]["settings"].items())])
 
 
-def table(cfg, study):
-    trials = ranked(study)
+def table(cfg, rows):
     names = [line.split()[0] for line in cfg.priors]
     print("\n| trial | validation loss | epochs run | " + " | ".join(names) + " |\n|---:|---:|---:|" + "---:|" * len(names))
-    for t in trials[:10]:
-        s = t.user_attrs["settings"]
-        print(f"| {t.number} | {min(t.intermediate_values.values()):.4f} | {max(t.intermediate_values)}{'' if t.state.name == 'COMPLETE' else ', stopped'} | "
+    for row in rows[:10]:
+        s = row["settings"]
+        print(f"| {row['name']} | {row['val_ce']:.4f} | {row['epochs']}{'' if row['state'] == 'complete' else ', stopped'} | "
               + " | ".join(f"{s[n]:.3g}" if isinstance(s[n], float) else str(s[n]) for n in names) + " |")
-    print(f"{len(trials)} trials, {sum(t.state.name == 'PRUNED' for t in trials)} stopped early; best settings in {os.path.join(cfg.out_dir, 'best.py')}")
+    print(f"{len(rows)} trials, {sum(row['state'] == 'pruned' for row in rows)} stopped early; best settings in {os.path.join(cfg.out_dir, 'best.py')}")
+    if rows:
+        point_out_others(rows)
 
 
 if __name__ == "__main__":

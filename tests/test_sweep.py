@@ -54,8 +54,15 @@ def test_trials_are_runs_ranked_and_continued(data, tmp_path, capsys):
     assert best.learning_rate == rows[0]["settings"]["learning_rate"]
     sweep.main(sweep_config(data, tmp_path, n_trials=3))
     assert len(open(f"{cfg.out_dir}/results.jsonl").readlines()) == 3 and "| trial |" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="has another run"):
+    assert {row["seed"] for row in rows} == {train.TrainConfig.seed} and len({row["settings_sha256"] for row in rows}) == 2
+    with pytest.raises(SystemExit, match="was begun with other settings"):
         sweep.main(sweep_config(data, tmp_path, run=cfg.run + " --seed=9"))
+    with pytest.raises(SystemExit, match="was begun with other priors"):
+        sweep.main(sweep_config(data, tmp_path, priors=cfg.priors[:1]))
+    with open(tmp_path / "small.py", "a") as f:  # the same words, another run
+        f.write("weight_decay = 0.3\n")
+    with pytest.raises(SystemExit, match="was begun with other settings"):
+        sweep.main(cfg)
 
 
 @pytest.mark.thorough
