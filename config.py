@@ -22,7 +22,7 @@ def run(main, cls=None):
     except SystemExit as e:
         sys.exit(e.code.replace("\n", "\\n") if isinstance(e.code, str) else e.code)  # a name may have a line break in it
     except KeyboardInterrupt:
-        sys.exit("interrupted; train.py and distill.py go on from the last checkpoint with --resume")
+        sys.exit("interrupted; the same command goes on, train.py's and distill.py's with --resume from the last checkpoint")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: `| head`
         sys.exit(1)
@@ -110,7 +110,7 @@ def checked(types, key, value, where):
 def check_seeds(seeds):
     """Exit unless `seeds`, a setting that is a list of texts, are whole numbers and each there once."""
     for seed in seeds:
-        if not (seed.isascii() and seed.isdecimal() and len(seed) < 19) or seeds.count(seed) > 1:
+        if not (seed.isascii() and seed.isdecimal() and len(seed) < 19 and seed == str(int(seed))) or seeds.count(seed) > 1:
             sys.exit(f"error: seeds: '{seed}' is not a whole number, too large, or there twice")
 
 

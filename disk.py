@@ -455,11 +455,12 @@ def sha256(path):
 
 
 def git_revision():
-    """The code's commit, with '+' if files differ from it; 'unknown' outside a checkout."""
+    """The code's commit, with + and a hash of the change if Python files differ from it; 'unknown' outside a checkout."""
     def git(*args):
         return subprocess.run(["git", "-C", os.path.dirname(os.path.abspath(__file__)), *args],
-                              capture_output=True, text=True, check=True).stdout.strip()
+                              capture_output=True, check=True).stdout.strip()
     try:
-        return git("rev-parse", "--short", "HEAD") + ("+" if git("status", "--porcelain", "-uno") else "")
+        change = git("diff", "HEAD", "--", "*.py")
+        return git("rev-parse", "--short", "HEAD").decode() + ("+" + hashlib.sha256(change).hexdigest()[:6] if change else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

@@ -146,20 +146,27 @@ def panels(runs):
 
 
 def sizes(figure, runs, labels):
-    """Best validation loss against words of training text, and with three sizes or more a fitted a + b / words^c."""
+    """Best validation loss against words of training text, and with three sizes or more a fitted a + b / words^c;
+    plain and distilled models apart."""
     described = [disk.read_checkpoint_config(disk.find_checkpoint(run)) for run in runs]
-    for run, d in zip(runs, described):
+    measured = [(d["tokenizer_sha256"], *(d.get("train_config", {}).get(key) for key in ("seq_len", "eval_chunks"))) for d in described]
+    for run, d, m in zip(runs, described, measured):
         if not d.get("words") or d.get("val_ce") is None:
             sys.exit(f"error: {run} does not say how many words it was trained on, or has no validation loss")
+        if m != measured[0]:
+            sys.exit(f"error: {run} was validated with another tokenizer, seq_len or eval_chunks than {runs[0]}")
     axes = figure.subplots()
-    for n, color in zip(sorted({d["parameters"] for d in described}), itertools.cycle(COLORS)):
-        words, loss = np.array(sorted((d["words"], d["val_ce"]) for d in described if d["parameters"] == n)).T
-        axes.plot(words, loss, "o", color=color, label=f"{n / 1e6:.3g}M parameters")
+    kind = [(d["parameters"], bool(d.get("teachers"))) for d in described]
+    for (n, taught), color in zip(sorted(set(kind)), itertools.cycle(COLORS)):
+        words, loss = np.array(sorted((d["words"], d["val_ce"]) for d, k in zip(described, kind) if k == (n, taught))).T
+        axes.plot(words, loss, "o", color=color, label=f"{n / 1e6:.3g}M parameters" + ", distilled" * taught)
         if len(set(words)) > 2:
             a, b, c = power_law(words, loss)
-            if b > 0 and 0.02 < c < 2:  # else the points are on no such curve
+            if b > 0 and 0.02 < c < 2:
                 x = np.geomspace(words[0], words[-1])
                 axes.plot(x, a + b * x ** -c, color=color, linewidth=1, label=f"{a:.2f} + {b:.2g} words$^{{-{c:.2f}}}$")
+            else:
+                print(f"notice: no curve for {n / 1e6:.3g}M parameters{', distilled' * taught}: its points lie on no a + b / words^c")
     axes.set(xscale="log", xlabel="words of training text", ylabel="validation loss, nats per token")
     axes.legend()
 
@@ -168,7 +175,7 @@ def scatter(figure, files, labels):
     """A panel a data folder: accuracy against loss on the test split, or else validation, with a fitted line and R^2."""
     rows = [row for file in files for row in result_rows(file) if "val_ce" in row]
     names = [name for name in (rows[0]["accuracy"] if rows else ()) if all(name in row["accuracy"] for row in rows)]
-    if len(rows) < 3 or not names:
+    if len(rows) < 3 or not names or len({row["val_ce"] for row in rows}) < 2 or any(row["pairs_sha256"] != rows[0]["pairs_sha256"] for row in rows):
         sys.exit(f"error: {', '.join(files)}: three finished runs or more, scored on the same pairs, are needed")
     key = "test_ce" if all(row["test_ce"] is not None for row in rows) else "val_ce"
     loss = np.array([row[key] for row in rows])
@@ -195,6 +202,8 @@ def power_law(x, y):
 
 
 def best_val_ce(run):
+    if os.path.isfile(os.path.join(run, "val.json")):  # an ensemble that study.py scored
+        return disk.read_json(os.path.join(run, "val.json"), ["val_ce"])["val_ce"]
     value = disk.read_checkpoint_config(disk.find_checkpoint(run)).get("val_ce")
     if value is None:
         sys.exit(f"error: {run} has no validation loss")

@@ -14,6 +14,7 @@ import json
 import math
 import os
 import shlex
+import signal
 import socket
 import statistics
 import subprocess
@@ -57,28 +58,44 @@ def main(cfg):
                               ("max_micro_batch", cfg.max_micro_batch, "at least 1"), ("out_dir", cfg.out_dir, "a folder's name")):
         if not good:
             sys.exit(f"error: {key}={getattr(cfg, key)!r} must be {wanted}")
+    for i, name in enumerate(names := [line.split()[0] for line in cfg.priors if line.split()] or [""]):
+        if name in ("", "out_dir", "teachers", "resume", "overwrite", "eval_interval", "micro_batch_size") or name in names[:i]:
+            sys.exit(f"error: priors: '{name}' is no setting to draw, or stands there twice")
     run = resolve(cfg, drawn(cfg, lambda name: 0.5), "none")  # mistakes in the priors and the run line show before anything is written
     import optuna
     os.makedirs(cfg.out_dir, exist_ok=True)
+    journal = os.path.join(cfg.out_dir, "journal.log")
+    if os.path.exists(os.path.join(cfg.out_dir, "results.jsonl")) and not os.path.exists(journal):
+        sys.exit(f"error: {cfg.out_dir} holds a study; name another --out_dir")
+    if os.path.exists(journal) and not ends_in_a_line(journal):
+        sys.exit(f"error: {journal} ends in half a line: a worker died while writing it; delete that half, no trial is lost")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(os.path.join(cfg.out_dir, "journal.log")))
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(journal))
     sampler = (optuna.samplers.TPESampler if cfg.search == "bayesian" else optuna.samplers.RandomSampler)()  # every worker draws its own
     pruner = optuna.pruners.HyperbandPruner(min_resource=cfg.min_epochs, max_resource="auto", reduction_factor=cfg.reduction)
     study = optuna.create_study(storage=storage, study_name="sweep", sampler=sampler, pruner=pruner, direction="minimize", load_if_exists=True)
-    what = dict(priors=list(cfg.priors), data=disk.data_sha256(disk.read_meta(run.data_dir)), settings=settings_sha256(run))
+    what = dict(priors=list(cfg.priors), search=[cfg.search, cfg.min_epochs, cfg.reduction], data=disk.data_sha256(disk.read_meta(run.data_dir)), settings=settings_sha256(run))
     for key, value in what.items():
         if study.user_attrs.setdefault(key, value) != value:
             sys.exit(f"error: the sweep in {cfg.out_dir} was begun with other {key}; name another --out_dir")
         study.set_user_attr(key, value)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by a signal; the same command goes on"))
     repeat_dead_trials(study)
-    while sum(t.state.name in ("COMPLETE", "PRUNED", "RUNNING") or "failed" in t.user_attrs for t in study.get_trials(deepcopy=False)) < cfg.n_trials:
+    failures = 0
+    while sum(t.state.name in ("COMPLETE", "PRUNED", "RUNNING") for t in study.get_trials(deepcopy=False)) < cfg.n_trials:
         trial = study.ask()
-        trial.set_user_attr("worker", [socket.gethostname(), os.getpid()])
+        trial.set_user_attr("worker", [socket.gethostname(), os.getpid(), os.getpid()])
         settings = drawn(cfg, lambda name: trial.suggest_float(name, 0.001, 0.999))
         state, value = run_trial(cfg, trial, settings, optuna.trial.TrialState)
         study.tell(trial, value, state=state)
         write_results(cfg, study)
-    table(cfg, result_rows(cfg, study))
+        failures = failures + 1 if state.name == "FAIL" else 0
+        if failures == 3:
+            sys.exit("error: three trials failed one after the other, the reasons are above; the same command goes on with the others")
+    table(cfg, write_results(cfg, study))
+    for t in study.get_trials(deepcopy=False):
+        if t.state.name == "RUNNING":
+            print(f"notice: trial {t.number} is still running on {t.user_attrs.get('worker', ['?'])[0]}; if it is dead, the same command takes it up an hour after its last line")
 
 
 def drawn(cfg, uniform):
@@ -129,14 +146,15 @@ def run_trial(cfg, trial, settings, states):
     here = os.path.dirname(os.path.abspath(__file__))
     print(f"\n=== trial {trial.number}: " + " ".join(f"{k}={v:.3g}" if isinstance(v, float) else f"{k}={v}" for k, v in settings.items()), flush=True)
     with open(os.path.join(cfg.out_dir, f"{os.path.basename(folder)}.log"), "a") as log:
-        child = subprocess.Popen([sys.executable, os.path.join(here, script), *argv, "--resume"], stdout=log, stderr=log)
+        child = subprocess.Popen([sys.executable, os.path.join(here, script), *argv, "--resume"], stdout=log, stderr=log, start_new_session=True)
+        trial.set_user_attr("worker", [socket.gethostname(), os.getpid(), child.pid])
         seen, pruned = 0, False
         try:
             while True:
                 ended = child.poll() is not None
                 losses = validations(folder)
                 for epoch, val_ce in losses[seen:]:
-                    trial.report(val_ce, max(1, round(epoch)))
+                    trial.report(val_ce, max(1, math.ceil(epoch)))
                     if not (pruned or ended) and trial.should_prune():
                         pruned = True
                         child.terminate()  # it saves and ends
@@ -149,7 +167,6 @@ def run_trial(cfg, trial, settings, states):
             child.wait()
             raise
     if child.returncode and not pruned:
-        trial.set_user_attr("failed", True)
         print(f"trial {trial.number} failed with code {child.returncode}: {last_line(log.name)}")
         return states.FAIL, None
     described = disk.read_checkpoint_config(disk.find_checkpoint(folder))
@@ -176,21 +193,42 @@ def last_line(path):
 
 
 def repeat_dead_trials(study):
-    """Trials that a worker of this machine left running when it died are put in line again; their runs are resumed."""
+    """Trials left running by a worker that died are put in line again; their runs are resumed."""
     for trial in study.get_trials(deepcopy=False):
-        if trial.state.name == "RUNNING":
-            host, pid = trial.user_attrs.get("worker", (socket.gethostname(), 0))
-            if host == socket.gethostname() and not alive(pid):
-                study.enqueue_trial(trial.params)
+        if trial.state.name == "RUNNING" and not alive(trial):
+            try:
                 study.tell(trial.number, state=type(trial.state).FAIL)
+            except ValueError:
+                continue  # another worker was first
+            if trial.params:
+                study.enqueue_trial(trial.params)
 
 
-def alive(pid):
+def alive(trial):
+    """Whether a trial's worker or its run lives: here by their processes, elsewhere by a line in its log within the hour."""
+    host, *pids = trial.user_attrs.get("worker", ["", 0])
+    if host == socket.gethostname():
+        return any(map(lives, pids))
+    log = trial.user_attrs.get("folder", "") + ".log"
+    began = trial.datetime_start.timestamp()
+    return time.time() - max(began, os.path.getmtime(log) if os.path.exists(log) else 0) < 3600
+
+
+def lives(pid):
     try:
         os.kill(pid, 0)
         return pid > 0
     except ProcessLookupError:
         return False
+    except PermissionError:
+        return True  # another user's
+
+
+def ends_in_a_line(path):
+    with open(path, "rb") as f:
+        f.seek(0, os.SEEK_END)
+        f.seek(max(f.tell() - 1, 0))
+        return f.read() in (b"", b"\n")
 
 
 # --- what comes of it -------------------------------------------------------------------------------
@@ -198,24 +236,26 @@ def alive(pid):
 def result_rows(cfg, study):
     """A row a trial that ended, the best first; those stopped early after those that were not."""
     done = [t for t in study.get_trials(deepcopy=False) if t.state.name in ("COMPLETE", "PRUNED") and t.intermediate_values]
-    done.sort(key=lambda t: (t.state.name != "COMPLETE", min(t.intermediate_values.values())))
+    best = lambda t: t.value if t.state.name == "COMPLETE" else min(t.intermediate_values.values())
+    done.sort(key=lambda t: (t.state.name != "COMPLETE", best(t)))
     rows = []
     for t in done:
         own = t.user_attrs
         run = resolve(cfg, own["settings"], own["folder"])
-        rows.append(dict(name=f"trial_{t.number}", state=t.state.name.lower(), val_ce=min(t.intermediate_values.values()), epochs=max(t.intermediate_values),
+        rows.append(dict(name=f"trial_{t.number}", state=t.state.name.lower(), val_ce=best(t), epochs=max(t.intermediate_values),
                          folder=own["folder"], settings=own["settings"], seed=run.seed, settings_sha256=settings_sha256(run),
                          data_sha256=study.user_attrs["data"], git_revision=own["git_revision"], hardware=own["hardware"]))
     return rows
 
 
 def write_results(cfg, study):
-    """results.jsonl, a line a trial, and best.py, the best one's settings as a config file."""
+    """results.jsonl, a line a trial, and best.py, the best one's settings as a config file. Returns the rows."""
     rows = result_rows(cfg, study)
     disk.write_lines(os.path.join(cfg.out_dir, "results.jsonl"), [json.dumps(row) + "\n" for row in rows])
     if rows and rows[0]["state"] == "complete":
-        title = f"# The best of {len(rows)} trials of a sweep: validation loss {rows[0]['val_ce']:.4f}, laid over\n#   {shlex.quote(cfg.run)}\n"
+        title = f"# The best of {len(rows)} trials of a sweep: validation loss {rows[0]['val_ce']:.4f}, laid over\n#   {shlex.join(cfg.run.split())}\n"
         disk.write_lines(os.path.join(cfg.out_dir, "best.py"), [title, *(f"{k} = {v!r}\n" for k, v in rows[0]["settings"].items())])
+    return rows
 
 
 def table(cfg, rows):
@@ -225,7 +265,8 @@ def table(cfg, rows):
         s = row["settings"]
         print(f"| {row['name']} | {row['val_ce']:.4f} | {row['epochs']}{'' if row['state'] == 'complete' else ', stopped'} | "
               + " | ".join(f"{s[n]:.3g}" if isinstance(s[n], float) else str(s[n]) for n in names) + " |")
-    print(f"{len(rows)} trials, {sum(row['state'] == 'pruned' for row in rows)} stopped early; best settings in {os.path.join(cfg.out_dir, 'best.py')}")
+    print(f"{len(rows)} trials, {sum(row['state'] == 'pruned' for row in rows)} stopped early"
+          + (f"; best settings in {os.path.join(cfg.out_dir, 'best.py')}" if any(row["state"] == "complete" for row in rows) else ""))
     if rows:
         point_out_others(rows)
 

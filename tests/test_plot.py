@@ -87,7 +87,7 @@ def test_mistakes_are_one_line(change, message, tmp_path, monkeypatch):
 
 
 def test_scatter_has_each_run_and_its_r_squared(tmp_path):
-    base = dict(settings_sha256="", data_sha256="", teachers=[], weights_sha256=[], parameters=1, seed=1, words=9, step=1, test_ce=None, ensemble_val_ce=None, git_revision="", hardware="")
+    base = dict(settings_sha256="", data_sha256="", teachers=[], weights_sha256=[], kind="train.py", pairs_sha256={"pairs": "x"}, parameters=1, seed=1, words=9, step=1, test_ce=None, ensemble_val_ce=None, git_revision="", hardware="")
     rows = [dict(base, name=f"a@{i}", recipe="a", val_ce=2 + 0.1 * i, accuracy={"pairs": y}) for i, y in enumerate((0.9, 0.85, 0.83, 0.7))]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     figure = Figure()

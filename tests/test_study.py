@@ -2,6 +2,10 @@
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -65,7 +69,7 @@ def test_a_study_goes_on_where_it_was_cut(corpus, data, tmp_path, in_process, mo
         cut_short(m, 4)
         with pytest.raises(KeyboardInterrupt):
             study.main(cfg)
-    with pytest.raises(SystemExit, match="has 'b' with other settings or data"):  # b was begun as it was
+    with pytest.raises(SystemExit, match="has 'b' with other settings or data .alpha: 0.5 -> 0.9"):  # b was begun as it was
         study.main(study_config(corpus, data, tmp_path, cfg.runs[0], cfg.runs[1] + " --alpha=0.9"))
     study.main(cfg)
     losses = [[disk.load_checkpoint(f"{out}/{g}")[2]["val_ce"] for g in "abc"] for out in (cfg.out_dir, tmp_path / "whole")]
@@ -74,7 +78,7 @@ def test_a_study_goes_on_where_it_was_cut(corpus, data, tmp_path, in_process, mo
 
 def test_other_settings_are_not_mixed_in(corpus, data, tmp_path, in_process):
     study.main(study_config(corpus, data, tmp_path, f"a {tmp_path}/small.py"))
-    with pytest.raises(SystemExit, match="has 'a' with other settings or data; name another --out_dir"):
+    with pytest.raises(SystemExit, match="has 'a' with other settings or data .seed: 42 -> 9.; delete its line"):
         study.main(study_config(corpus, data, tmp_path, f"a {tmp_path}/small.py --seed=9"))
 
 
@@ -89,7 +93,7 @@ def test_other_weights_and_pairs_are_not_mixed_in(corpus, data, tmp_path, in_pro
     ran = list(in_process)
     study.main(cfg)
     assert in_process == ran
-    for folder, message in ((outside, "has 'b' with other settings or data"), (f"{cfg.out_dir}/a", "weights in .*/study/a are not those that .* has for 'a'")):
+    for folder, message in ((outside, "has 'b' with other settings or data .its data, its pairs, or a run"), (f"{cfg.out_dir}/a", "weights in .*/study/a are not those that .* has for 'a'")):
         shutil.copytree(folder, tmp_path / "kept")
         train.main(config_of(folder, seed=9))
         with pytest.raises(SystemExit, match=message):
@@ -103,6 +107,60 @@ def test_other_weights_and_pairs_are_not_mixed_in(corpus, data, tmp_path, in_pro
     with pytest.raises(SystemExit, match="has 'a' with other settings or data"):
         study.main(cfg)
     assert in_process == ran
+
+
+def test_what_lies_in_the_folders_is_known_by_its_line(corpus, data, tmp_path, in_process):
+    """A run without its line, a line without its run, and a run whose teacher's recipe has changed."""
+    small = f"{tmp_path}/small.py"
+    cfg = study_config(corpus, data, tmp_path, f"a {small}", f"b {small} a")
+    study.main(cfg)
+    path, lines = f"{cfg.out_dir}/results.jsonl", open(f"{cfg.out_dir}/results.jsonl").readlines()
+    open(path, "w").writelines(lines[1:])
+    with pytest.raises(SystemExit, match="study/a holds a run that .* does not know; delete the folder"):
+        study.main(cfg)
+    shutil.rmtree(f"{cfg.out_dir}/a")
+    with pytest.raises(SystemExit, match="has 'b' with other settings"):  # or b would stand beside a teacher that it never had
+        study.main(study_config(corpus, data, tmp_path, f"a {small} --learning_rate=0.02", f"b {small} a"))
+    open(path, "w").writelines(lines[:1])
+    shutil.rmtree(f"{cfg.out_dir}/b")
+    shutil.rmtree(f"{cfg.out_dir}/a", ignore_errors=True)
+    ran = list(in_process)
+    with pytest.raises(SystemExit, match="study/a is needed for 'b' and is gone: delete its line"):
+        study.main(cfg)
+    open(path, "w").write("")
+    study.main(cfg)
+    assert in_process[len(ran):] == ["train.py", "eval_blimp.py", "distill.py", "eval_blimp.py"]
+    shutil.copytree(cfg.out_dir, tmp_path / "moved")  # where it lies is not what it is
+    study.main(study_config(corpus, data, tmp_path, *cfg.runs, out_dir=str(tmp_path / "moved")))
+    assert in_process[len(ran) + 4:] == []
+
+
+def test_runs_that_are_the_same_and_members_that_do_not_go_together(corpus, data, tmp_path, in_process):
+    small = f"{tmp_path}/small.py"
+    for lines, seeds, message in (((f"a {small}", f"b {small} --seed=+100"), ("1", "101"), "runs b@1 and a@101 are the same"), ((f"a {small}", "e ensemble a a"), (), "or stands there twice"),
+                                  ((f"a {small}", f"b {small} --eval_chunks=9", "e ensemble a b"), (), "not validated on the same chunks"), ((f"a {small}",), ("1", "01"), "'01' is not a whole number"),
+                                  ((f"a {small} --init_from=b", f"b {small}"), (), "no checkpoint at 'b'"), ((f"a {small} {data}",), (), "holds no checkpoint")):
+        with pytest.raises(SystemExit, match=message):
+            study.main(study_config(corpus, data, tmp_path, *lines, seeds=seeds))
+    assert in_process == []
+    for name in "ab":
+        train.main(train.TrainConfig(**TINY, seed=ord(name), data_dir=data, out_dir=str(tmp_path / name)))
+    cfg = study_config(corpus, data, tmp_path, f"both ensemble {tmp_path}/a {tmp_path}/b", f"c {small} --seed=+5", blimp=())
+    study.main(cfg)  # measured as its members were
+    rows = [json.loads(line) for line in open(f"{cfg.out_dir}/results.jsonl")]
+    assert rows[0]["val_ce"] < max(disk.load_checkpoint(tmp_path.joinpath(n).as_posix())[2]["val_ce"] for n in "ab") and rows[1]["seed"] == train.TrainConfig.seed + 5
+
+
+def test_a_signal_reaches_the_command_alone(tmp_path):
+    """Also in its first seconds, where Python would print a traceback on Ctrl-C."""
+    code = f"import sys; sys.path.insert(0, {ROOT!r}); import study; print('ready', flush=True); study.command('eval_blimp.py', '--ckpt=none')"
+    for s in (signal.SIGINT, signal.SIGTERM):
+        process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+        assert process.stdout.readline() == "ready\n" and process.stdout.readline().startswith("$ eval_blimp.py")
+        time.sleep(0.3)
+        os.killpg(process.pid, s)
+        _, err = process.communicate(timeout=60)
+        assert process.returncode == 1 and err.startswith("error: eval_blimp.py ended with code -15") and err.count("\n") == 1
 
 
 @pytest.mark.parametrize("line,message", [
@@ -135,7 +193,7 @@ def test_a_run_that_never_trained_may_be_corrected(corpus, data, tmp_path, in_pr
 def test_damaged_results_are_one_line(corpus, data, tmp_path, in_process, rows):
     (tmp_path / "study").mkdir()
     (tmp_path / "study/results.jsonl").write_text(rows + "\n")
-    with pytest.raises(SystemExit, match="^error: .*results.jsonl is damaged[^\n]*$"):
+    with pytest.raises(SystemExit, match="^error: .*results.jsonl, line 1, is damaged[^\n]*$"):
         study.main(study_config(corpus, data, tmp_path))
 
 

@@ -12,6 +12,7 @@ import pytest
 from conftest import ROOT, TINY
 
 import config
+import study
 import sweep
 import train
 from sweep import SweepConfig
@@ -65,6 +66,35 @@ def test_trials_are_runs_ranked_and_continued(data, tmp_path, capsys):
         sweep.main(cfg)
 
 
+def kill(worker, its_run=True):
+    run = open(f"/proc/{worker.pid}/task/{worker.pid}/children").read().split()
+    os.kill(worker.pid, signal.SIGKILL)
+    worker.wait()
+    for pid in map(int, run if its_run else ()):
+        os.kill(pid, signal.SIGKILL)
+    return map(int, run)
+
+
+@pytest.mark.thorough
+def test_a_run_that_outlives_its_worker_is_waited_for(data, tmp_path):
+    """Then taken up as it is: not begun beside it, and not lost."""
+    cfg = sweep_config(data, tmp_path, n_trials=1, run=sweep_config(data, tmp_path).run + " --epochs=60")
+    argv = [sys.executable, f"{ROOT}/sweep.py", f"--run={cfg.run}", f"--priors={','.join(cfg.priors)}", f"--out_dir={cfg.out_dir}", "--n_trials=1"]
+    worker = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
+    while not any(sweep.validations(f"{cfg.out_dir}/{name}") for name in (os.listdir(cfg.out_dir) if os.path.isdir(cfg.out_dir) else ())):
+        time.sleep(0.05)
+        assert worker.poll() is None
+    pid, = kill(worker, its_run=False)
+    out = subprocess.run(argv, capture_output=True, text=True)
+    if sweep.lives(pid):  # else the machine was slow
+        assert out.returncode == 0 and "notice: trial 0 is still running" in out.stdout
+    while sweep.lives(pid):
+        time.sleep(0.1)
+    out = subprocess.run(argv, capture_output=True, text=True)
+    row, = map(json.loads, open(f"{cfg.out_dir}/results.jsonl"))
+    assert out.returncode == 0 and row["state"] == "complete" and row["epochs"] == 60
+
+
 @pytest.mark.thorough
 def test_a_killed_workers_trial_is_resumed(data, tmp_path):
     cfg = sweep_config(data, tmp_path, n_trials=1, run=sweep_config(data, tmp_path).run + " --epochs=400")
@@ -73,8 +103,7 @@ def test_a_killed_workers_trial_is_resumed(data, tmp_path):
     while not any(sweep.validations(f"{cfg.out_dir}/{name}") for name in (os.listdir(cfg.out_dir) if os.path.isdir(cfg.out_dir) else ())):
         time.sleep(0.05)
         assert worker.poll() is None
-    os.killpg(worker.pid, signal.SIGKILL)
-    worker.wait()
+    kill(worker)
     folder, = (name for name in os.listdir(cfg.out_dir) if os.path.isdir(f"{cfg.out_dir}/{name}"))
     before = len(sweep.validations(f"{cfg.out_dir}/{folder}"))
     time.sleep(0.2)
@@ -82,10 +111,41 @@ def test_a_killed_workers_trial_is_resumed(data, tmp_path):
     while len(sweep.validations(f"{cfg.out_dir}/{folder}")) <= before:
         time.sleep(0.05)
         assert worker.poll() is None
-    os.killpg(worker.pid, signal.SIGKILL)
-    worker.wait()
+    kill(worker)
     assert [name for name in os.listdir(cfg.out_dir) if os.path.isdir(f"{cfg.out_dir}/{name}")] == [folder]
     assert "notice: resum" in open(f"{cfg.out_dir}/{folder}.log").read() or "no checkpoint yet" in open(f"{cfg.out_dir}/{folder}.log").read()
+
+
+def test_the_best_loss_counts_also_within_an_epoch(data, tmp_path):
+    """Two validations in one epoch are one step to the search; and what a killed worker did not write is written again."""
+    cfg = sweep_config(data, tmp_path, n_trials=1, run=sweep_config(data, tmp_path).run + " --max_iters=70")
+    sweep.main(cfg)
+    for name in ("results.jsonl", "best.py"):
+        os.remove(f"{cfg.out_dir}/{name}")
+    sweep.main(cfg)
+    row, = map(json.loads, open(f"{cfg.out_dir}/results.jsonl"))
+    assert row["val_ce"] == min(ce for _, ce in sweep.validations(row["folder"])) and os.path.isfile(f"{cfg.out_dir}/best.py")
+
+
+def test_trials_that_fail_end_the_sweep(data, tmp_path, monkeypatch, capsys):
+    cfg = sweep_config(data, tmp_path, run=sweep_config(data, tmp_path).run + " --batch_size=7 --micro_batch_size=3", n_trials=9)
+    with pytest.raises(SystemExit, match="three trials failed one after the other"):
+        sweep.main(cfg)
+    assert capsys.readouterr().out.count("must be a multiple of micro_batch_size") == 3
+
+
+def test_folders_of_others_and_torn_journals(data, tmp_path):
+    cfg = sweep_config(data, tmp_path)
+    os.makedirs(cfg.out_dir)
+    open(f"{cfg.out_dir}/results.jsonl", "w").write("{}\n")
+    with pytest.raises(SystemExit, match="holds a study"):
+        sweep.main(cfg)
+    os.remove(f"{cfg.out_dir}/results.jsonl")
+    open(f"{cfg.out_dir}/journal.log", "w").write('{"op_code": 4, "wor')
+    with pytest.raises(SystemExit, match="ends in half a line"):
+        sweep.main(cfg)
+    with pytest.raises(SystemExit, match="holds a sweep"):
+        study.main(study.StudyConfig(runs=(f"a {tmp_path}/small.py",), data_dir=data, out_dir=cfg.out_dir))
 
 
 def test_a_bad_trial_is_stopped_and_saved(data, tmp_path, monkeypatch):
@@ -98,7 +158,8 @@ def test_a_bad_trial_is_stopped_and_saved(data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("change,message", [(dict(run=""), "run="), (dict(priors=("learning_rate normal 1 2",)), "is not 'setting lognormal"), (dict(n_trials=0), "n_trials=0"),
                                             (dict(priors=("lerning_rate lognormal 1 2",)), "did you mean 'learning_rate'"), (dict(reduction=1), "reduction=1"),
-                                            (dict(run="none.py"), "no config file 'none.py'")])
+                                            (dict(run="none.py"), "no config file 'none.py'"),
+                                            (dict(priors=("out_dir choice a b",)), "'out_dir' is no setting to draw"), (dict(priors=("dropout uniform 0 1",) * 2), "or stands there twice"), (dict(priors=()), "no setting to draw")])
 def test_mistakes_are_one_line_and_write_nothing(data, tmp_path, change, message):
     with pytest.raises(SystemExit, match=message) as e:
         sweep.main(sweep_config(data, tmp_path, **change))
