@@ -111,6 +111,11 @@ def phenomena(figure, runs, labels):
 
 def violins(figure, columns, labels):
     """A panel for validation loss, test loss and each data folder's accuracy; a violin a recipe, a point a seed."""
+    scored = [run for column in columns for run in column.split("+") if os.path.isfile(os.path.join(run, "blimp.json"))]
+    results = list(map(read_result, scored))
+    for name in results[0]["folders"] if results else ():
+        if all(name in result["folders"] for result in results):
+            check_same_pairs(name, results, scored)
     values = {}  # panel -> per column its runs' values
     for column in columns:
         for panel, found in panels(column.split("+")).items():

@@ -6,10 +6,11 @@ import xml.etree.ElementTree
 
 import numpy as np
 import pytest
-from conftest import run_train
+from conftest import TINY, run_train
 from test_train import records
 
 import disk
+import distill
 import eval_blimp
 import plot
 from plot import PlotConfig
@@ -50,6 +51,27 @@ def test_violins_have_a_point_for_each_seed(scored):
     assert [axes.get_title() for axes in figure.axes] == ["validation loss, nats per token", "pairs, %"]
     drawn = sorted(y for line in figure.axes[0].lines if line.get_marker() == "o" for y in line.get_ydata())
     assert drawn == sorted(disk.read_checkpoint_config(disk.find_checkpoint(run))["val_ce"] for run in scored)
+
+
+def test_what_cannot_be_compared_is_not_drawn_together(scored, data, tmp_path):
+    """Other pairs, other chunks; distilled models are a series of their own; an ensemble's loss is its val.json's."""
+    shutil.copytree(scored[1], tmp_path / "other")
+    result = json.load(open(tmp_path / "other/blimp.json"))
+    result["folders"]["pairs"]["sha256"] = "x"
+    json.dump(result, open(tmp_path / "other/blimp.json", "w"))
+    with pytest.raises(SystemExit, match="other pairs of pairs than"):
+        plot.violins(Figure(), [scored[0], str(tmp_path / "other")], ["x", "y"])
+    run_train(data, str(tmp_path / "short"), max_iters=2, seq_len=16)
+    with pytest.raises(SystemExit, match="short was validated with another tokenizer, seq_len"):
+        plot.sizes(Figure(), [scored[1], str(tmp_path / "short")], ["x", "y"])
+    distill.main(distill.DistillConfig(**{**TINY, "max_iters": 2}, data_dir=data, out_dir=str(tmp_path / "taught"), teachers=(scored[1],)))
+    figure = Figure()
+    plot.sizes(figure, [scored[1], str(tmp_path / "taught")], ["x", "y"])
+    assert ["distilled" in label for label in lines(figure)] == [False, True]
+    (tmp_path / "ensemble").mkdir()
+    (tmp_path / "ensemble/val.json").write_text('{"val_ce": 1.5}')
+    plot.violins(figure := Figure(), [str(tmp_path / "ensemble")], ["x"])
+    assert figure.axes[0].lines[0].get_ydata().tolist() == [1.5]
 
 
 def test_sizes_are_fitted(data, tmp_path):
