@@ -3,6 +3,7 @@
     python bench.py --preset=small                          # our ways side by side, a Markdown table
     python bench.py --preset=small --peer=hf_distill.py     # alternating with another program
     python bench.py --preset=small --json                   # the fastest exact way, one JSON line
+    torchrun --nproc_per_node=4 bench.py --preset=small --json    # the same on four GPUs
 
 Times are medians over 20 optimizer steps after 5 to warm up, each way in a process of its own;
 a table shows the median of `repeats` such processes, run in turn.
@@ -72,8 +73,12 @@ PEER_WAYS = {"peer, float32": "", "peer, float32, compiled": "--compile", "peer,
 def main(cfg):
     if not (cfg.steps and cfg.repeats):
         sys.exit(f"error: steps={cfg.steps} and repeats={cfg.repeats} must be at least 1")
+    if "RANK" in os.environ and not cfg.json:
+        sys.exit("error: the table is made by one process; under torchrun it is --json")
     if cfg.json:
-        print(json.dumps(measure(cfg)))
+        result = measure(cfg)
+        if result:
+            print(json.dumps(result))
     else:
         table(cfg)
 
@@ -110,7 +115,7 @@ def table(cfg):
 
 
 def measure(cfg):
-    """Run distill.py's main on a folder made for it and read its metrics.jsonl."""
+    """Run distill.py's main on a folder made for it and read its metrics.jsonl; of several ranks the first."""
     device, begin = pick_device(cfg.device), time.perf_counter()
     if cfg.compile == "on" and not can_compile(device):
         sys.exit("error: compile=on, but torch.compile does not work here; use --compile=off")
@@ -127,6 +132,8 @@ def measure(cfg):
                     "max_iters": WARMUP + cfg.steps, "epochs": 1, "teacher_cache": cache, "eval_chunks": 1, "log_interval": 1, "warmup_iters": 5, **asdict(student)}
         settings = {k: v for k, v in settings.items() if k in distill.DistillConfig.__dataclass_fields__}
         distill.main(distill.DistillConfig(**settings))
+        if int(os.environ.get("RANK", 0)):
+            return None
         with open("out/metrics.jsonl") as f:
             records = [json.loads(line) for line in f][1 + WARMUP:]
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
@@ -136,7 +143,7 @@ def measure(cfg):
         2 * VOCAB * t.n_embd if cfg.teacher_cache else forward_flops(t, cfg.seq_len) for t in teachers)
     ceiling = matmul_flops(device, torch.bfloat16 if bf16 else torch.float32)
     return dict(preset=cfg.preset, tokens_per_s=round(rate), step_ms=round(1e3 * cfg.batch_size * cfg.seq_len / rate, 1),
-                peak_gib=round(peak / 2 ** 30, 2), utilisation=round(rate * flops / ceiling, 3),
+                peak_gib=round(peak / 2 ** 30, 2), utilisation=round(rate * flops / ceiling / int(os.environ.get("WORLD_SIZE", 1)), 3),
                 dtype="bfloat16" if bf16 else "float32", compile=cfg.compile, loss_chunk=cfg.loss_chunk, teacher_dtype=cfg.teacher_dtype,
                 teacher_cache=bool(cfg.teacher_cache), batch_size=cfg.batch_size, seq_len=cfg.seq_len, flops_per_token=flops,
                 ceiling_tflops=round(ceiling / 1e12, 2), start_s=round(time.perf_counter() - begin - sum(

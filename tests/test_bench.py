@@ -1,8 +1,11 @@
 """bench.py measures the real program, and counts its work right."""
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
+from conftest import ROOT
 from torch.utils.flop_counter import FlopCounterMode
 
 import bench
@@ -24,6 +27,14 @@ def test_one_json_line(monkeypatch, capsys, tmp_path):
     bench.main(cfg)  # the cache of another process is recognised
     out, err = capsys.readouterr()
     assert json.loads(out) and "GB to write" not in err
+
+
+def test_of_several_ranks_one_tells(tmp_path):
+    code = ("import bench; bench.PRESETS['small'] = [('llama', 1, 2, 16, 32)] * 2; bench.VOCAB = 500; "
+            "bench.main(bench.BenchConfig(json=True, steps=1, batch_size=2, seq_len=8, device='cpu', dtype='float32', compile='off'))")
+    (tmp_path / "run.py").write_text(f"import sys; sys.path.insert(0, {ROOT!r}); {code}")
+    out = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(tmp_path / "run.py")], capture_output=True, text=True)
+    assert out.returncode == 0 and json.loads(out.stdout)["tokens_per_s"] > 0
 
 
 @pytest.mark.parametrize("arch", ["gpt2", "llama"])
