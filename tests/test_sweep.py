@@ -1,4 +1,5 @@
 """The sweep: draws are the priors', trials are runs, the dead are resumed and the bad stopped."""
+import datetime
 import json
 import math
 import os
@@ -6,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -132,6 +134,17 @@ def test_trials_that_fail_end_the_sweep(data, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit, match="three trials failed one after the other"):
         sweep.main(cfg)
     assert capsys.readouterr().out.count("must be a multiple of micro_batch_size") == 3
+
+
+def test_a_trial_of_another_machine_is_dead_after_an_hour_of_silence(tmp_path):
+    now = datetime.datetime.now()
+    for age, folder_age, expected in ((10, None, True), (7200, None, False), (7200, 10, True), (7200, 7000, False)):
+        folder = str(tmp_path / f"{age}_{folder_age}")
+        if folder_age:
+            open(folder + ".log", "w").close()
+            os.utime(folder + ".log", (time.time() - folder_age,) * 2)
+        trial = types.SimpleNamespace(user_attrs=dict(worker=["elsewhere", 1, 2], folder=folder), datetime_start=now - datetime.timedelta(seconds=age))
+        assert sweep.alive(trial) == expected
 
 
 def test_folders_of_others_and_torn_journals(data, tmp_path):
