@@ -285,7 +285,10 @@ def table(rows):
     recipes = {}
     for row in rows:
         recipes.setdefault(row["recipe"], []).append(row)
-    columns = {"seeds": lambda own: str(len(own)), "taught by": taught_by, "parameters": lambda own: f"{own[0]['parameters']:,}"}
+    columns = {"seeds": lambda own: str(len(own))}
+    if any(row["teachers"] for row in rows):
+        columns["taught by"] = taught_by
+    columns["parameters"] = lambda own: f"{own[0]['parameters']:,}"
     if len({row["words"] for row in rows}) > 1:
         columns["words"] = lambda own: f"{own[0]['words']:,}" if own[0]["words"] else ""
     for key, title in (("ensemble_val_ce", "its teachers' ensemble"), ("val_ce", "validation loss"), ("test_ce", "test loss")):
