@@ -51,7 +51,7 @@ def main(cfg):
         sys.exit("error: no runs; name a config that lists them: python study.py config/demo_study.py")
     for folder in cfg.blimp:
         if not os.path.isdir(folder):
-            sys.exit(f"error: no folder of minimal pairs '{folder}'")
+            sys.exit(f"error: no folder of minimal pairs '{folder}'; name one that is there with --blimp (demo/ is what `make demo` leaves)")
     pairs = dict(map(pairs_sha256, cfg.blimp))
     if len(pairs) < len(cfg.blimp):
         sys.exit("error: two of the folders of minimal pairs have the same name")

@@ -62,6 +62,7 @@ def main(cfg):
         if name in ("", "out_dir", "teachers", "resume", "overwrite", "eval_interval", "micro_batch_size") or name in names[:i]:
             sys.exit(f"error: priors: '{name}' is no setting to draw, or stands there twice")
     run = resolve(cfg, drawn(cfg, lambda name: 0.5), "none")  # mistakes in the priors and the run line show before anything is written
+    what = dict(priors=list(cfg.priors), search=[cfg.search, cfg.min_epochs, cfg.reduction], data=disk.data_sha256(disk.read_meta(run.data_dir)), settings=settings_sha256(run))
     import optuna
     os.makedirs(cfg.out_dir, exist_ok=True)
     journal = os.path.join(cfg.out_dir, "journal.log")
@@ -74,7 +75,6 @@ def main(cfg):
     sampler = (optuna.samplers.TPESampler if cfg.search == "bayesian" else optuna.samplers.RandomSampler)()  # every worker draws its own
     pruner = optuna.pruners.HyperbandPruner(min_resource=cfg.min_epochs, max_resource="auto", reduction_factor=cfg.reduction)
     study = optuna.create_study(storage=storage, study_name="sweep", sampler=sampler, pruner=pruner, direction="minimize", load_if_exists=True)
-    what = dict(priors=list(cfg.priors), search=[cfg.search, cfg.min_epochs, cfg.reduction], data=disk.data_sha256(disk.read_meta(run.data_dir)), settings=settings_sha256(run))
     for key, value in what.items():
         if study.user_attrs.setdefault(key, value) != value:
             sys.exit(f"error: the sweep in {cfg.out_dir} was begun with other {key}; name another --out_dir")

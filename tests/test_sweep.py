@@ -171,7 +171,7 @@ def test_a_bad_trial_is_stopped_and_saved(data, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("change,message", [(dict(run=""), "run="), (dict(priors=("learning_rate normal 1 2",)), "is not 'setting lognormal"), (dict(n_trials=0), "n_trials=0"),
                                             (dict(priors=("lerning_rate lognormal 1 2",)), "did you mean 'learning_rate'"), (dict(reduction=1), "reduction=1"),
-                                            (dict(run="none.py"), "no config file 'none.py'"),
+                                            (dict(run="none.py"), "no config file 'none.py'"), (dict(run="--data_dir=nowhere"), "no data folder nowhere"), (dict(run="--init_from=nowhere"), "no checkpoint at 'nowhere'|no data folder"),
                                             (dict(priors=("out_dir choice a b",)), "'out_dir' is no setting to draw"), (dict(priors=("dropout uniform 0 1",) * 2), "or stands there twice"), (dict(priors=()), "no setting to draw")])
 def test_mistakes_are_one_line_and_write_nothing(data, tmp_path, change, message):
     with pytest.raises(SystemExit, match=message) as e:
