@@ -3,8 +3,10 @@
     python distill.py config/babyllama.py --teachers=out/gpt2_705m,out/llama_360m
     torchrun --nproc_per_node=4 distill.py config/babyllama.py
 
-The loop, data and validation are train.py's; here are the teachers and the loss. The student's
+The loop, data and validation are train.py's; here are the loss and the teachers. The student's
 training differs from its plain twin's by one function, `distillation_loss`.
+
+Shapes: B sequences, T positions, C width, V vocabulary, N = B T (or a part of it).
 """
 import os
 import sys
@@ -13,16 +15,17 @@ from functools import partial
 from typing import Literal
 
 import torch
-import torch.distributed as dist
+import torch.nn.functional as F
 
-import config
-import disk
-from chunks import evaluate
-from loss import apply_loss, distillation_formula, ensemble_logits, head_weights, hidden_states
-from model import quantize_int8_
-from objectives import adversarial_loss_fn, contrastive_loss, projections
-from teacher_cache import cached_states
-from train import TrainConfig, start, train
+from lib.checkpoints import find_checkpoint, load_checkpoint
+from lib.chunked_loss import chunked_loss
+from lib.configurator import launch, need
+from lib.data import evaluate
+from lib.objectives import adversarial_loss, contrastive_loss, projections
+from lib.runs import Keeper
+from lib.teacher_cache import cached_teachers, check_cache
+from model import float_weight, quantize_int8_
+from train import TrainConfig, Trainee, mean_nll, new_model, start, train
 
 
 @dataclass
@@ -36,62 +39,166 @@ class DistillConfig(TrainConfig):
     # beyond the loss above (objectives.py)
     contrastive: float = 0.0               # weight of the N-pair loss on hidden states; the loss above keeps the rest
     n_pairs: int = 32                      # sequences that it contrasts: one positive, the others negatives
-    generator: str = ""                    # folder of a masked language model: MATE-KD with it (train.py's mask_rate counts)
+    generator: str = ""                    # folder of a masked language model: MATE-KD with it (mask_rate counts)
     generator_steps: int = 10              # steps of the generator, then steps of the student, and so on
     student_steps: int = 100
 
 
-def distill_loss_fn(model, batch, cfg, run, states, heads, project=None):
-    """train()'s loss function: the student's step against the teachers on the same batch.
+def main(cfg):
+    check_distill_config(cfg)
+    machine, data = start(cfg)
+    need(cfg, n_pairs=(not cfg.contrastive or cfg.n_pairs > 1 and machine.micro_batch % cfg.n_pairs == 0,
+                       f"at least 2 and divide the sequences that one rank sees at a time, {machine.micro_batch}"))
+    teachers = load_teachers(cfg, machine, data)
+    loss_fn, companion = distill_loss, None
+    if cfg.contrastive:
+        torch.manual_seed(cfg.seed)
+        companion = projections(cfg.n_embd, teachers).to(machine.device)
+    if cfg.generator:
+        loss_fn, companion = adversarial_loss, load_generator(cfg, machine, data)
+    keeper = Keeper(cfg, machine, data)  # out_dir is ours from here on
+    measure(teachers, cfg, machine, data, keeper)
+    if cfg.teacher_cache:
+        teachers = cached_teachers(cfg, machine, data, teachers)
+    loss_fn = partial(loss_fn, cfg=cfg, machine=machine, teachers=teachers, formula=formula_of(cfg, machine, teachers))
+    train(cfg, machine, data, Trainee(new_model(cfg, machine, data), companion), loss_fn, keeper)
 
-    states(batch) gives the teachers' final hidden states side by side (B, T, C_1 + ... + C_n); heads
-    are their output layers; project, for the contrastive loss, takes the student's states to their widths.
-    """
-    formula = distillation_formula(cfg)
+
+# --- the loss -------------------------------------------------------------------------------------
+
+def distill_loss(trainee, batch, cfg, machine, teachers, formula):
+    """A step of the student on a batch, against the teachers on the same batch: train()'s loss function."""
     with torch.no_grad():
-        h_t = states(batch).to(run.dtype)
-        w_t = head_weights(heads, run.dtype)
-
-    def head_loss(h, head):
-        loss, parts = apply_loss(formula, h, head, batch.y, (h_t, w_t, len(heads)), cfg.loss_chunk, run.compile)
-        if cfg.contrastive:
-            n_pair = contrastive_loss(h, h_t, project, cfg.n_pairs)
-            loss, parts = (1 - cfg.contrastive) * loss + cfg.contrastive * n_pair, {**parts, "n_pair": n_pair.detach()}
-        return loss, parts
-    return model(batch.x, head_loss)
+        states = [teacher.states(batch) for teacher in teachers]  # (B, T, ...) each
+    h = trainee.student.model(batch.x)                            # (B, T, C)
+    loss, parts = chunked_loss(formula, h, trainee.student.lm_head, batch.y, *states,
+                               chunk=cfg.loss_chunk, compiled=machine.compile)
+    if cfg.contrastive:
+        n_pair = contrastive_loss(h, states, trainee.companion, cfg.n_pairs)
+        loss, parts["n_pair"] = (1 - cfg.contrastive) * loss + cfg.contrastive * n_pair, n_pair.detach()
+    return loss, parts
 
 
-def check_distill_config(cfg, run):
-    """Exit with one line if the settings make no distillation."""
-    if not cfg.teachers:
-        sys.exit("error: no teachers; name run folders: --teachers=out/gpt2_97m,out/llama_95m")
-    for key, good, wanted in (
-            ("alpha", cfg.alpha <= 1, "between 0 and 1"), ("temperature", 0.01 <= cfg.temperature <= 1000, "between 0.01 and 1000"),
-            ("contrastive", cfg.contrastive <= 1, "between 0 and 1"), ("student_steps", cfg.student_steps > 0, "at least 1"),
-            ("causal", cfg.causal, "True: train.py trains masked language models"),
-            ("n_pairs", not cfg.contrastive or cfg.n_pairs > 1 and run.micro_batch % cfg.n_pairs == 0,
-             f"at least 2 and divide the sequences that one rank sees at a time, {run.micro_batch}"),
-            ("generator", not (cfg.generator and (cfg.contrastive or cfg.teacher_cache)), "without contrastive and teacher_cache")):
-        if not good:
-            sys.exit(f"error: {key}={getattr(cfg, key)} must be {wanted}")
+def formula_of(cfg, machine, teachers):
+    """formula(z_s, y, *states) -> (loss, parts). alpha and temperature are tensors: a schedule may fill_() them from
+    step to step, and nothing is compiled anew."""
+    alpha, temperature = (torch.tensor(x, device=machine.device) for x in (cfg.alpha, cfg.temperature))
+    kl_weight = cfg.seq_len if cfg.kl_reduction == "sequence" else 1
+    return partial(formula, teachers=teachers, alpha=alpha, temperature=temperature, kl_weight=kl_weight)
 
 
-def load_beside(cfg, run, path, what, causal=True):
-    """A checkpoint's model and config.json, to be used beside the student. One that does not fit is refused by name."""
-    model, _, described = disk.load_checkpoint(path, run.device)
-    if cfg.overwrite and os.path.dirname(os.path.realpath(disk.find_checkpoint(path))) == os.path.realpath(cfg.out_dir):
-        sys.exit(f"error: --overwrite would delete {what} {path}; name another --out_dir")
+def formula(z_s, y, *states, teachers, alpha, temperature, kl_weight):
+    z_t = mean_logits(teachers, states)
+    return distillation_loss(z_s, z_t, y, alpha, temperature, kl_weight)
+
+
+def mean_logits(teachers, states):
+    """The teachers' averaged logits (N, V) of their states, (N, ...) each: logits are averaged, not probabilities."""
+    return sum(teacher.logits(s).float() for teacher, s in zip(teachers, states)) / len(teachers)
+
+
+def distillation_loss(z_s, z_t, y, alpha, temperature, kl_weight=1):
+    """alpha CE(y, z_s) + (1 - alpha) T^2 KL(softmax(z_t / T) || softmax(z_s / T)).
+
+    z_s, z_t (N, V): logits of the student and of the averaged teachers; y (N,) the targets; T the
+    temperature. Both terms are means per token: Baby Llama's equation 1 as it reads. With kl_weight
+    = seq_len KL is a sum over a chunk's positions and a mean over chunks: KLDivLoss's 'batchmean' in
+    the published code. Returns the loss, and CE and KL to log, both in nats per token.
+    """
+    z_s, z_t = z_s.float(), z_t.float()
+    ce = mean_nll(z_s, y)
+    # KL = sum_v p_t (log p_t - log p_s), where log p_s = s - logsumexp(s) and p_t sums to 1. Written
+    # so, its gradient has no sum over V left in it: a quarter less time than F.kl_div and F.cross_entropy.
+    s, log_p_t = z_s / temperature, F.log_softmax(z_t / temperature, -1)
+    kl = ((log_p_t.exp() * (log_p_t - s)).sum(-1) + s.logsumexp(-1)).mean()
+    return alpha * ce + (1 - alpha) * temperature ** 2 * kl_weight * kl, {"ce": ce.detach(), "kl": kl.detach()}
+
+
+# --- teachers -------------------------------------------------------------------------------------
+
+class Teacher:
+    """A frozen language model as a teacher. Any object with these two methods teaches, alone or beside others."""
+
+    def __init__(self, model, dtype=torch.float32):
+        """dtype: of the head's matrix, made ready once (int8 too)."""
+        self.cfg, self.body, self.head = model.cfg, model.model, float_weight(model.lm_head, dtype)
+
+    def states(self, batch):
+        """Something per position that `logits` needs, (B, T, ...): here final hidden states (B, T, C)."""
+        return self.body(batch.x).to(self.head.dtype)
+
+    def logits(self, states):
+        """(N, V) of states (N, ...)."""
+        return states.to(self.head.dtype) @ self.head.T
+
+
+def load_teachers(cfg, machine, data):
+    """A teacher for each of cfg.teachers, in the dtypes asked for."""
+    teachers = []
+    for path, dtype in zip(cfg.teachers, teacher_dtypes(cfg)):
+        model, described = load_beside(cfg, machine, data, path, "teacher")
+        if dtype == "int8":
+            quantize_int8_(model)
+        elif dtype == "bfloat16":
+            for p in model.parameters():  # the rotary tables stay float32
+                p.data = p.data.bfloat16()
+        elif machine.bf16:  # autocast would do this at every step
+            for m in model.model.layers.modules():
+                if isinstance(m, torch.nn.Linear):
+                    m.bfloat16()
+        if machine.compile:
+            model.model.compile_layers()
+        teacher = Teacher(model.requires_grad_(False), machine.dtype)
+        teacher.weights_sha256 = described["weights_sha256"]
+        teachers.append(teacher)
+    return teachers
+
+
+def ensemble_logits(teachers, batch):
+    """The teachers' averaged logits at each position of a batch, (B T, V): they speak as one model."""
+    return mean_logits(teachers, [teacher.states(batch).flatten(0, 1) for teacher in teachers])
+
+
+def measure(teachers, cfg, machine, data, keeper):
+    """Validation loss of each teacher and of their mean, printed and kept with the run."""
+    def val_ce(members):
+        return evaluate(partial(ensemble_logits, members), data.val, cfg, machine)
+    each, ensemble = [val_ce([teacher]) for teacher in teachers], val_ce(teachers)
+    if machine.rank == 0:
+        for path, ce in zip(cfg.teachers, each):
+            print(f"teacher {path}: validation loss {ce:.4f}")
+        print(f"ensemble of {len(teachers)}: validation loss {ensemble:.4f} nats per token", flush=True)
+    keeper.first_record = dict(teacher_val_ce=each, ensemble_val_ce=ensemble)
+    keeper.about.update(teachers=list(cfg.teachers), teacher_sha256=[t.weights_sha256 for t in teachers],
+                        teacher_val_ce=each)
+
+
+def load_generator(cfg, machine, data):
+    """The masked language model that is trained beside the student (MATE-KD)."""
+    generator, described = load_beside(cfg, machine, data, cfg.generator, "generator", causal=False)
+    if machine.compile:
+        generator.model.compile_layers()
+    return generator.train()
+
+
+def load_beside(cfg, machine, data, path, role, causal=True):
+    """A checkpoint's model and config.json, to be used beside the student as its `role`. One that does not fit is
+    refused by name."""
+    model, _, described = load_checkpoint(path, machine.device)
+    run_folder = os.path.dirname(os.path.realpath(find_checkpoint(path)))
+    if cfg.overwrite and run_folder == os.path.realpath(cfg.out_dir):
+        sys.exit(f"error: --overwrite would delete {role} {path}; name another --out_dir")
     if model.cfg.vocab_size != cfg.vocab_size:
-        sys.exit(f"error: {what} {path} has a vocabulary of {model.cfg.vocab_size}, "
+        sys.exit(f"error: {role} {path} has a vocabulary of {model.cfg.vocab_size}, "
                  f"the student and {cfg.data_dir} of {cfg.vocab_size}")
-    if described["tokenizer_sha256"] != run.shards.meta["tokenizer_sha256"]:
-        sys.exit(f"error: {what} {path} was trained with another tokenizer than {cfg.data_dir}; train it on this data")
+    if described["tokenizer_sha256"] != data.meta["tokenizer_sha256"]:
+        sys.exit(f"error: {role} {path} was trained with another tokenizer than {cfg.data_dir}; train it on this data")
     if model.cfg.block_size < cfg.seq_len:
-        sys.exit(f"error: {what} {path} has {model.cfg.block_size} positions, chunks have seq_len={cfg.seq_len}")
+        sys.exit(f"error: {role} {path} has {model.cfg.block_size} positions, chunks have seq_len={cfg.seq_len}")
     if model.cfg.n_labels:
-        sys.exit(f"error: {what} {path} is a classifier (n_labels={model.cfg.n_labels}), no language model")
+        sys.exit(f"error: {role} {path} is a classifier (n_labels={model.cfg.n_labels}), no language model")
     if model.cfg.causal != causal:
-        sys.exit(f"error: {what} {path} has causal={model.cfg.causal}, wanted is causal={causal}")
+        sys.exit(f"error: {role} {path} has causal={model.cfg.causal}, wanted is causal={causal}")
     return model, described
 
 
@@ -104,61 +211,22 @@ def teacher_dtypes(cfg):
     return dtypes
 
 
-def load_teachers(cfg, run):
-    """Frozen teachers in evaluation mode, in the dtypes asked for."""
-    teachers = []
-    for path, dtype in zip(cfg.teachers, teacher_dtypes(cfg)):
-        teacher, described = load_beside(cfg, run, path, "teacher")
-        if dtype == "int8":
-            quantize_int8_(teacher)
-        elif dtype == "bfloat16":
-            for p in teacher.parameters():  # the rotary tables stay float32
-                p.data = p.data.bfloat16()
-        elif run.bf16:  # autocast would do this at every step
-            for m in teacher.model.layers.modules():
-                if isinstance(m, torch.nn.Linear):
-                    m.bfloat16()
-        teacher.weights_sha256 = described["weights_sha256"]
-        teachers.append(teacher.requires_grad_(False))
-    return teachers
-
-
-def main(cfg):
-    run = start(cfg)
-    check_distill_config(cfg, run)
-    teachers = load_teachers(cfg, run)
-    val_ce = [evaluate(t, cfg, run) for t in teachers]
-    ensemble = evaluate(partial(ensemble_logits, teachers), cfg, run)
-    if run.rank == 0:
-        for path, ce in zip(cfg.teachers, val_ce):
-            print(f"teacher {path}: validation loss {ce:.4f}")
-        print(f"ensemble of {len(teachers)}: validation loss {ensemble:.4f} nats per token", flush=True)
-    if run.compile:
-        for t in teachers:
-            t.compile_blocks()
+def check_distill_config(cfg):
+    """Exit with one line if the settings make no distillation."""
+    if not cfg.teachers:
+        sys.exit("error: no teachers; name run folders: --teachers=out/gpt2_97m,out/llama_95m")
+    need(cfg,
+         alpha=(cfg.alpha <= 1, "between 0 and 1"),
+         temperature=(0.01 <= cfg.temperature <= 1000, "between 0.01 and 1000"),
+         contrastive=(cfg.contrastive <= 1, "between 0 and 1"),
+         student_steps=(cfg.student_steps > 0, "at least 1"),
+         causal=(cfg.causal, "True: train.py trains masked language models"),
+         generator=(not (cfg.generator and (cfg.contrastive or cfg.teacher_cache)),
+                    "without contrastive and teacher_cache"))
+    teacher_dtypes(cfg)
     if cfg.teacher_cache:
-        states = cached_states(cfg, run, teachers)
-        for t in teachers:
-            t.model = None  # only the heads are needed from here on
-    else:
-        def states(batch):
-            return hidden_states(teachers, batch.x)
-    loss_fn, companion = partial(distill_loss_fn, states=states, heads=[t.lm_head for t in teachers]), None
-    provenance = dict(teachers=list(cfg.teachers), teacher_sha256=[t.weights_sha256 for t in teachers], teacher_val_ce=val_ce)
-    if cfg.contrastive:
-        torch.manual_seed(cfg.seed)
-        companion = projections(cfg.n_embd, teachers).to(run.device)
-        loss_fn = partial(loss_fn, project=companion)
-    if cfg.generator:
-        companion, described = load_beside(cfg, run, cfg.generator, "generator", causal=False)
-        provenance["generator_sha256"] = described["weights_sha256"]
-        loss_fn = partial(adversarial_loss_fn, teachers=teachers, generator=companion)
-        if run.compile:
-            companion.compile_blocks()
-    train(cfg, run, loss_fn, companion, provenance, first_record=dict(teacher_val_ce=val_ce, ensemble_val_ce=ensemble))
-    if dist.is_initialized():
-        dist.destroy_process_group()
+        check_cache(cfg)
 
 
 if __name__ == "__main__":
-    config.run(main, DistillConfig)
+    launch(main, DistillConfig)

@@ -3,7 +3,7 @@
     python eval_blimp.py --ckpt=out/babyllama --data=blimp_filtered,supplement_filtered,ewok_filtered
     python eval_blimp.py --ckpt=out/gpt2_705m,out/llama_360m --data=blimp_filtered   # an ensemble
     python eval_blimp.py --ckpt=out/gpt2_705m,out/llama_360m --data_dir=data/babylm  # its validation loss (--split=test: test loss)
-    python eval_blimp.py --compare=out/babyllama,out/llama_58m                       # runs scored before, side by side
+    python -m tools.compare out/babyllama out/llama_58m                              # runs scored before, side by side
 
 A sentence's score is the sum of log-probabilities of the tokens of " " + sentence after one prefix
 token (<s>; else </s>, else <pad>), in float32, over the whole vocabulary, nothing appended. An EWoK
@@ -27,25 +27,27 @@ import torch
 import torch.nn.functional as F
 from tqdm import tqdm
 
-import compare
-import config
-import disk
-from chunks import evaluate, validation_chunks
-from loss import ensemble_logits
-from train import Run, TrainConfig, can_compile, pick_device
+from distill import Teacher, ensemble_logits, mean_logits
+from lib.checkpoints import load_ensemble, run_folder
+from lib.configurator import launch, need
+from lib.data import Batch, evaluate, validation_chunks
+from lib.files import check_writable, write_json, write_lines
+from lib.machine import Machine, can_compile, pick_device
+from lib.shards import Shards
+from lib.tokenizers import prefix_token
+from train import TrainConfig
 
 
 @dataclass
 class EvalConfig:
     ckpt: tuple[str, ...] = ()   # run folder (its best checkpoint) or checkpoint folder; several: their ensemble
-    data: tuple[str, ...] = ()   # folders of .jsonl files with sentence_good and sentence_bad, or Context1, Target1 and Target2
+    data: tuple[str, ...] = ()   # folders of .jsonl files with the fields of FIELDS
     data_dir: str = ""           # prepared data: also the validation loss on it, as train.py measures it
     split: Literal["val", "test"] = "val"  # of that data
     seq_len: int = 128
     eval_chunks: int = 8192
     items: str = ""              # also write one JSON line per pair to this file
     predictions: str = ""        # also add what was preferred to this .json.gz, in the form the 2024 challenge takes
-    compare: tuple[str, ...] = ()  # nothing is scored: run folders whose blimp.json to compare, the first with each other
     out: str = ""                # where the result goes; '' = blimp.json in the run folder (of a single checkpoint)
     batch_tokens: int = 1024     # positions scored at a time; a GPU wants more
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -64,131 +66,124 @@ class Pair(NamedTuple):
     phenomenon: str  # '' where the file names none
 
 
+FIELDS = (  # of a line: (good, bad, context), the first of which all are there
+    ("sentence_good", "sentence_bad", ""),
+    ("Target1", "Target2", "Context1"),
+)
+
+
 def main(cfg):
-    if cfg.compare:
-        return compare.main(cfg.compare)
     if not cfg.ckpt or not (cfg.data or cfg.data_dir):
         sys.exit("error: say what to score on what: --ckpt=out/run --data=blimp_filtered")
     device = pick_device(cfg.device)
     models, tokenizer, described = load_ensemble(cfg.ckpt, device)
-    out = cfg.out or (os.path.join(run_folder(cfg.ckpt[0]), "blimp.json") if len(cfg.ckpt) == 1 and cfg.data else "")
+    teachers = [Teacher(m) for m in models]  # they score as one: averaged logits
+    out = cfg.out
+    if not out and len(cfg.ckpt) == 1 and cfg.data:
+        out = os.path.join(run_folder(cfg.ckpt[0]), "blimp.json")
     for path in filter(None, (out, cfg.items)):
-        disk.check_writable(path)
+        check_writable(path)
     if cfg.predictions:
         read_predictions(cfg.predictions)
-    prefix = prefix_token(tokenizer) if cfg.data else None
-    if cfg.data and described["bos"] == "none":
-        print("notice: trained with bos=none: every sentence is scored after a token the model has never seen "
-              "(prepare.py --bos=line avoids it)")
     block_size = min(m.cfg.block_size for m in models)
-    folders = {os.path.basename(os.path.normpath(d)): read_pairs(d, tokenizer, prefix, block_size) for d in cfg.data}
-    if len(folders) < len(cfg.data):
-        sys.exit("error: two of the data folders have the same name")
+    folders = read_folders(cfg, tokenizer, described, block_size)
     begin = time.perf_counter()
     many = sum(map(len, folders.values())) >= 20000
     if (cfg.compile == "on" or cfg.compile == "auto" and many) and can_compile(device):
         for m in models:
-            m.compile_blocks(dynamic=True)  # batches come in hundreds of shapes
+            m.model.compile_layers(dynamic=True)  # batches come in hundreds of shapes
     result = dict(ckpt=list(cfg.ckpt), step=described["step"], dtype=cfg.dtype, folders={})
     if cfg.data_dir:
-        result[f"{cfg.split}_ce"] = ce = mean_loss(cfg, models, described, device)
-        print(f"{'validation' if cfg.split == 'val' else cfg.split} loss on {cfg.data_dir}: {ce:.4f} nats per token")
+        result[f"{cfg.split}_ce"] = mean_loss(cfg, teachers, block_size, described, device)
     items, predictions = [], {}
     for name, pairs in folders.items():
         with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
-            scores = score_pairs(models, pairs, cfg.batch_tokens, name)
+            scores = score_pairs(teachers, pairs, cfg.batch_tokens, device, name)
         result["folders"][name] = summary(pairs, scores)
         predictions[name] = preferred(pairs, scores)
         items += [json.dumps(dict(task=pair.task, line=pair.line, logp_good=good, logp_bad=bad)) + "\n"
                   for pair, (good, bad) in zip(pairs, scores)]
     result["seconds"] = round(time.perf_counter() - begin, 1)
-    print_table(result)
     if cfg.items:
-        with open(cfg.items, "w", encoding="utf-8") as f:
-            f.writelines(items)
+        write_lines(cfg.items, items)
     if cfg.predictions:
         add_predictions(cfg.predictions, predictions)
     if out:
-        disk.write_json(out, result)
+        write_json(out, result)
+    print_table(cfg, result)  # last: what is written is safe from a closed pipe
+    if out:
         print(f"written to {out}")
 
 
-def load_ensemble(paths, device):
-    """Models with one tokenizer, the tokenizer, and the first model's config.json."""
-    loaded = [disk.load_checkpoint(path, device) for path in paths]
-    for path, (_, _, described) in zip(paths, loaded):
-        if described["tokenizer_sha256"] != loaded[0][2]["tokenizer_sha256"]:
-            sys.exit(f"error: {path} has another tokenizer than {paths[0]}; an ensemble needs one")
-    for path, (model, _, _) in zip(paths, loaded):
-        if not model.cfg.causal or model.cfg.n_labels:
-            sys.exit(f"error: {path} is a {'classifier' if model.cfg.n_labels else 'masked language model (causal=False)'}: it gives text no probability")
-    return [model for model, _, _ in loaded], loaded[0][1], loaded[0][2]
-
-
-def prefix_token(tokenizer):
-    """The token that stands before a sentence: <s>, else </s>, else <pad>."""
-    prefix = next((t for t in (tokenizer.bos, tokenizer.eos, tokenizer.pad) if t is not None), None)
-    if prefix is None:
-        sys.exit("error: the tokenizer has no token to put before a sentence (<s>, </s> or <pad>)")
-    return prefix
-
-
-def mean_loss(cfg, models, described, device):
-    """Nats per token of the models' averaged logits on the split's chunks, chosen as train.py chooses those of validation."""
-    shards = disk.Shards(cfg.data_dir, cfg.split)
+def mean_loss(cfg, teachers, block_size, described, device):
+    """Nats per token of the averaged logits on the split's chunks, chosen as train.py chooses those of validation."""
+    shards = Shards(cfg.data_dir, cfg.split)
     if shards.meta["tokenizer_sha256"] != described["tokenizer_sha256"]:
         sys.exit(f"error: {cfg.data_dir} has another tokenizer than {cfg.ckpt[0]}")
-    block_size = min(m.cfg.block_size for m in models)
-    if not 0 < cfg.seq_len <= block_size:
-        sys.exit(f"error: seq_len={cfg.seq_len} must lie between 1 and the model's block_size={block_size}")
-    run = Run(device, rank=0, world=1, micro_batch=16, bf16=cfg.dtype == "bfloat16", compile=False, shards=None,
-              val=validation_chunks(cfg, shards))
-    return evaluate(partial(ensemble_logits, models), TrainConfig(seq_len=cfg.seq_len), run)
+    need(cfg, seq_len=(0 < cfg.seq_len <= block_size, f"between 1 and the model's block_size={block_size}"))
+    machine = Machine(device, bf16=cfg.dtype == "bfloat16")
+    chunks = validation_chunks(cfg, shards, machine)
+    return evaluate(partial(ensemble_logits, teachers), chunks, TrainConfig(seq_len=cfg.seq_len), machine)
 
 
-def run_folder(path):
-    """The run folder of a run or checkpoint folder."""
-    return os.path.dirname(os.path.abspath(path)) if os.path.isfile(os.path.join(path, "config.json")) else path
+# --- reading --------------------------------------------------------------------------------------
+
+def read_folders(cfg, tokenizer, described, block_size):
+    """{name: pairs} of the data folders."""
+    if not cfg.data:
+        return {}
+    prefix = prefix_token(tokenizer)
+    if described["bos"] == "none":
+        print("notice: trained with bos=none: every sentence is scored after a token the model has never seen "
+              "(prepare.py --bos=line avoids it)")
+    folders = {os.path.basename(os.path.normpath(d)): read_pairs(d, tokenizer, prefix, block_size) for d in cfg.data}
+    if len(folders) < len(cfg.data):
+        sys.exit("error: two of the data folders have the same name")
+    return folders
 
 
 def read_pairs(folder, tokenizer, prefix, block_size):
     """All pairs of the .jsonl files in `folder`, as tokens."""
     if not os.path.isdir(folder):
         sys.exit(f"error: no data folder '{folder}' (name the folder that holds the .jsonl files)")
-    files = sorted(f for f in os.listdir(folder) if f.endswith(".jsonl"))
     pairs = []
-    for file in files:
+    for file in sorted(f for f in os.listdir(folder) if f.endswith(".jsonl")):
         with open(os.path.join(folder, file), "rb") as f:
             for n, line in enumerate(f):
                 where = f"error: {os.path.join(folder, file)}, line {n + 1}"
                 try:
-                    row = json.loads(line.decode("utf-8"))
-                    context = row.get("Context1")
-                    texts = tuple(" " + row[key] for key in (("sentence_good", "sentence_bad") if context is None else ("Target1", "Target2")))
-                    if context is not None:  # tokenised as a whole, then cut where the context's own tokens end
-                        good, bad = (tokenizer.encode(context + text) for text in texts)
-                        n_context = len(tokenizer.encode(context))
-                    else:
-                        good, bad = ([prefix] + tokenizer.encode(text) for text in texts)
-                        n_context = 1
+                    pair = read_pair(json.loads(line.decode("utf-8")), file.removesuffix(".jsonl"), n, tokenizer, prefix)
                 except KeyError as e:
                     sys.exit(f"{where}: no field {e}")
-                except (ValueError, TypeError, AttributeError, RuntimeError) as e:  # RuntimeError: half a surrogate pair
+                except (ValueError, TypeError, RuntimeError) as e:  # RuntimeError: half a surrogate pair
                     sys.exit(f"{where}: not a minimal pair in JSON ({e})")
-                if max(len(good), len(bad)) > block_size + 1:
-                    sys.exit(f"{where}: {max(len(good), len(bad)) - 1} tokens, the model has {block_size} positions")
-                if not 0 < n_context < min(len(good), len(bad)):
+                longest = max(len(pair.good), len(pair.bad))
+                if longest > block_size + 1:
+                    sys.exit(f"{where}: {longest - 1} tokens, the model has {block_size} positions")
+                if not 0 < pair.n_context < min(len(pair.good), len(pair.bad)):
                     sys.exit(f"{where}: an empty context or sentence")
-                pairs.append(Pair(file.removesuffix(".jsonl"), n, good, bad, n_context, context or "", texts, str(row.get("linguistics_term", ""))))
+                pairs.append(pair)
     if not pairs:
         sys.exit(f"error: {folder} has no minimal pairs (.jsonl files with one JSON object a line)")
     return pairs
 
 
+def read_pair(row, task, line, tokenizer, prefix):
+    """A line's pair. With a context the text is tokenised as a whole, then cut where the context's own tokens end."""
+    if not isinstance(row, dict):
+        raise TypeError("not an object")
+    good, bad, context = next((names for names in FIELDS if set(filter(None, names)) <= row.keys()), FIELDS[0])
+    texts, before = (" " + row[good], " " + row[bad]), row[context] if context else ""
+    ids = [tokenizer.encode(before + text) if context else [prefix] + tokenizer.encode(text) for text in texts]
+    n_context = len(tokenizer.encode(before)) if context else 1
+    return Pair(task, line, *ids, n_context, before, texts, str(row.get("linguistics_term", "")))
+
+
+# --- scoring --------------------------------------------------------------------------------------
+
 @torch.no_grad()
-def score_pairs(models, pairs, batch_tokens, title=""):
+def score_pairs(teachers, pairs, batch_tokens, device, title=""):
     """[(log-probability of good, of bad)] in nats, in the order of `pairs`."""
-    device = next(models[0].parameters()).device
     length = [max(len(p.good), len(p.bad)) for p in pairs]
     order = sorted(range(len(pairs)), key=length.__getitem__, reverse=True)  # padding stays small, memory shows at once
     scores = [None] * len(pairs)
@@ -196,7 +191,7 @@ def score_pairs(models, pairs, batch_tokens, title=""):
         while order:
             n = max(1, batch_tokens // max(1, 2 * length[order[0]]))
             batch, order = order[:n], order[n:]
-            for i, score in zip(batch, pair_logp(models, [pairs[i] for i in batch], device)):
+            for i, score in zip(batch, pair_logp(teachers, [pairs[i] for i in batch], device)):
                 scores[i] = score
             bar.update(len(batch))
     if not all(math.isfinite(s) for pair in scores for s in pair):
@@ -204,7 +199,7 @@ def score_pairs(models, pairs, batch_tokens, title=""):
     return scores
 
 
-def pair_logp(models, pairs, device):
+def pair_logp(teachers, pairs, device):
     """Sum of log p(token | the tokens before) of each pair's good and bad sentence after its context, in
     nats. What both begin with is predicted once."""
     sentences = [p.good for p in pairs] + [p.bad for p in pairs]
@@ -215,11 +210,11 @@ def pair_logp(models, pairs, device):
     x, y = tokens[:, :-1], tokens[:, 1:]  # (B, T)
     position, first = torch.arange(y.shape[1]), torch.tensor([p.n_context - 1 for p in pairs] * 2)[:, None]
     good, bad = tokens.chunk(2)
-    shared = (good == bad).cumprod(1)[:, 1:].bool() & (position < length.view(2, -1, 1).amin(0))  # (pairs, T); 0 may be padding or a token
+    both = position < length.view(2, -1, 1).amin(0)                 # 0 may be padding or a token
+    shared = (good == bad).cumprod(1)[:, 1:].bool() & both          # (pairs, T)
     mask = (position >= first) & (position < length) & ~torch.cat([torch.zeros_like(shared), shared])
-    h_mask, target = mask.to(device), y[mask].to(device)
-    z = [m(x.to(device), lambda h, head: head(h[h_mask])) for m in models]  # (scored positions, V) each
-    z = z[0].float() if len(z) == 1 else torch.stack(z).float().mean(0)
+    scored, target, batch = mask.to(device), y[mask].to(device), Batch(x.to(device))
+    z = mean_logits(teachers, [teacher.states(batch)[scored] for teacher in teachers])  # (scored positions, V)
     logp = torch.zeros(mask.shape, dtype=torch.float64)
     logp[mask] = -F.cross_entropy(z, target, reduction="none").double().cpu()
     good, bad = logp.chunk(2)
@@ -229,18 +224,20 @@ def pair_logp(models, pairs, device):
 
 def summary(pairs, scores):
     """Accuracy, standard error and number of pairs per task, for the folder and per phenomenon. `right` of a
-    task has a digit per pair, `sha256` the sentences': what `--compare` needs."""
+    task has a digit per pair, `sha256` the sentences': what tools/compare.py needs."""
     right = {}
     for pair, (good, bad) in zip(pairs, scores):
         right.setdefault(pair.task, []).append(good >= bad)  # a tie is right, as in the official pipeline
-    tasks = {task: dict(task_row(sum(r), len(r)), right="".join(map(str, map(int, r)))) for task, r in right.items()}
+    tasks = {task: dict(task_row(sum(r), len(r)), right="".join(str(int(x)) for x in r)) for task, r in right.items()}
     phenomena = {}
     for task, phenomenon in {p.task: p.phenomenon for p in pairs}.items():
         if phenomenon:  # two paradigms are called s-selection in the data, argument structure in the BLiMP paper
-            phenomena.setdefault("argument_structure" if phenomenon == "s-selection" else phenomenon, []).append(tasks[task])
+            name = "argument_structure" if phenomenon == "s-selection" else phenomenon
+            phenomena.setdefault(name, []).append(tasks[task])
+    sentences = json.dumps([(p.task, p.context, p.texts) for p in pairs])
     return dict(**mean_row(list(tasks.values())), tasks=tasks,
                 phenomena={name: mean_row(rows) for name, rows in sorted(phenomena.items())},
-                sha256=hashlib.sha256(json.dumps([(p.task, p.context, p.texts) for p in pairs]).encode()).hexdigest())
+                sha256=hashlib.sha256(sentences.encode()).hexdigest())
 
 
 def preferred(pairs, scores):
@@ -254,7 +251,7 @@ def preferred(pairs, scores):
 
 def read_predictions(path):
     """What the gzipped JSON at `path` has: {} if there is no such file."""
-    disk.check_writable(path)
+    check_writable(path)
     if not os.path.exists(path):
         return {}
     try:
@@ -291,7 +288,11 @@ def mean_row(rows):
     return dict(accuracy=sum(r["accuracy"] for r in rows) / K, se=math.sqrt(pooled), n=N)
 
 
-def print_table(result):
+def print_table(cfg, result):
+    if cfg.data_dir:
+        kind = "validation" if cfg.split == "val" else cfg.split
+        print(f"{kind} loss on {cfg.data_dir}: {result[f'{cfg.split}_ce']:.4f} nats per token")
+
     def line(name, row, indent):
         print(f"{' ' * indent}{name:<{58 - indent}} {100 * row['accuracy']:6.2f} ± {100 * row['se']:.2f}  {row['n']:>6}")
     for name, folder in result["folders"].items():
@@ -304,4 +305,4 @@ def print_table(result):
 
 
 if __name__ == "__main__":
-    config.run(main, EvalConfig)
+    launch(main, EvalConfig)

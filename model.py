@@ -1,6 +1,6 @@
 """GPT-2 and Llama, side by side in one file.
 
-    python model.py config/llama_58m.py      # prints the model and its parameter count (ModelConfig's settings count)
+    python model.py config/llama_58m.py      # prints the model and its parameter count
 
 Shapes: B batch, T positions, C width (n_embd), H heads, D = C / H, V vocabulary.
 Modules carry the names of Hugging Face's Llama, with its half-split rotary layout, so Llama weights
@@ -8,7 +8,6 @@ move in and out without renaming; GPT-2's fused, transposed projections are kept
 """
 import contextlib
 import math
-import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,13 +16,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-import config
+from lib.configurator import launch, need
 
 
 @dataclass
 class ModelConfig:
     arch: Literal["llama", "gpt2"] = "llama"
-    vocab_size: int = 16000       # must equal the data's vocabulary
+    vocab_size: int = 0           # 0 = the data's; another number must equal it
     n_layer: int = 8
     n_head: int = 8
     n_kv_head: int = 0            # grouped-query attention: key/value heads; 0 = n_head
@@ -34,15 +33,14 @@ class ModelConfig:
     attn_dropout: float = 0.0     # of attention, where it is more than that
     tie_weights: bool = False     # output head shares the input embedding (GPT-2: True)
     causal: bool = True           # False: a masked language model, which sees both sides
-    n_labels: int = 0             # a classifier's labels, in the place of the vocabulary (finetune.py); 0 = a language model
+    n_labels: int = 0             # of a classifier, in the place of the vocabulary (tools/finetune.py); 0 = none
     rope_theta: float = 10000.0   # llama only
     norm_eps: float = 1e-6        # gpt2: 1e-5
 
 
 class LanguageModel(nn.Module):
-    """Body and head. `model(x)` gives logits (B, T, V); `model(x, head_loss)` gives whatever
-    `head_loss(h, head)` makes of the final hidden states h (B, T, C) and the head module, inside
-    the module's forward, so that compilation and DDP see the whole step."""
+    """Body and head: token ids (B, T) to logits (B, T, V). What does not want all the logits at once takes
+    the body's final hidden states, `model.model(x)` (B, T, C), and the head, `model.lm_head`."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -53,11 +51,9 @@ class LanguageModel(nn.Module):
         self.init_weights()
         if cfg.tie_weights:
             self.lm_head.weight = self.model.embed_tokens.weight
-        self.companion = None  # a module trained beside the model that is no part of it (objectives.py)
 
-    def forward(self, x, head_loss=None):
-        h = self.model(x)  # (B, T, C)
-        return self.lm_head(h) if head_loss is None else head_loss(h, self.lm_head)
+    def forward(self, x):
+        return self.lm_head(self.model(x))
 
     def init_weights(self):
         """normal(0, 0.02), biases 0, norms 1; GPT-2's two residual projections are scaled by
@@ -72,16 +68,9 @@ class LanguageModel(nn.Module):
                 for proj in (layer.self_attn.o_proj, layer.mlp.down_proj):
                     nn.init.normal_(proj.weight, std=0.02 / math.sqrt(2 * self.cfg.n_layer))
 
-    def compile_blocks(self, dynamic=False):
-        """Compile each layer in place. One after another and not as a whole: blocks alike compile once,
-        and DDP can send a layer's gradient while the layers below it are still being differentiated."""
-        torch._dynamo.config.recompile_limit = 64  # of Block.forward, for student and teachers together; past it torch gives up silently
-        for layer in self.model.layers:
-            layer.compile(dynamic=dynamic)
-
     def n_params(self):
         """Parameters, a tied head counted once."""
-        return sum(p.numel() for name, p in self.named_parameters() if not name.startswith("companion."))
+        return sum(p.numel() for p in self.parameters())
 
 
 class Transformer(nn.Module):
@@ -111,6 +100,13 @@ class Transformer(nn.Module):
         for layer in self.layers:
             h = layer(h, rope)
         return self.norm(h)
+
+    def compile_layers(self, dynamic=False):
+        """Compile each layer in place. One after another and not as a whole: layers alike compile once,
+        and DDP can send a layer's gradient while the layers below it are still being differentiated."""
+        torch._dynamo.config.recompile_limit = 64  # student and teachers together; past it torch gives up silently
+        for layer in self.layers:
+            layer.compile(dynamic=dynamic)
 
 
 class Block(nn.Module):
@@ -152,8 +148,9 @@ class Attention(nn.Module):
             q, k = rotate(q, *rope), rotate(k, *rope)
         # on CPU the backward pass of torch's fused attention takes several times as long as the plain formula's
         with sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else contextlib.nullcontext():
-            y = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal, enable_gqa=self.n_kv_head < self.n_head,
-                                               dropout_p=self.dropout if self.training else 0.0)
+            y = F.scaled_dot_product_attention(
+                q, k, v, is_causal=self.causal, enable_gqa=self.n_kv_head < self.n_head,
+                dropout_p=self.dropout if self.training else 0.0)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -202,20 +199,17 @@ def rotate(x, cos, sin):
 
 def check_model_config(cfg):
     """Exit with one line if the sizes do not make a model."""
-    for key in ("vocab_size", "n_layer", "n_head", "n_embd", "intermediate_size", "block_size"):
-        if getattr(cfg, key) < 1:
-            sys.exit(f"error: {key}={getattr(cfg, key)} must be at least 1")
-    if cfg.n_embd % cfg.n_head:
-        sys.exit(f"error: n_embd={cfg.n_embd} must be a multiple of n_head={cfg.n_head}")
-    if cfg.n_kv_head and cfg.n_head % cfg.n_kv_head:
-        sys.exit(f"error: n_head={cfg.n_head} must be a multiple of n_kv_head={cfg.n_kv_head}")
-    if cfg.arch == "llama" and cfg.n_embd // cfg.n_head % 2:
-        sys.exit(f"error: rotary positions need an even head width, got n_embd/n_head={cfg.n_embd // cfg.n_head}")
-    if not cfg.rope_theta > 0:
-        sys.exit(f"error: rope_theta={cfg.rope_theta} must be above 0")
-    for key in ("dropout", "attn_dropout"):
-        if not getattr(cfg, key) < 1:
-            sys.exit(f"error: {key}={getattr(cfg, key)} must be below 1")
+    need(cfg, **{key: (getattr(cfg, key) > 0, "at least 1") for key in
+                 ("vocab_size", "n_layer", "n_head", "n_embd", "intermediate_size", "block_size")})
+    need(cfg,
+         n_embd=(cfg.n_embd % cfg.n_head == 0, f"a multiple of n_head={cfg.n_head}"),
+         n_head=(cfg.n_head % (cfg.n_kv_head or 1) == 0, f"a multiple of n_kv_head={cfg.n_kv_head}"),
+         rope_theta=(cfg.rope_theta > 0, "above 0"),
+         dropout=(cfg.dropout < 1, "below 1"),
+         attn_dropout=(cfg.attn_dropout < 1, "below 1"))
+    if cfg.arch == "llama":
+        need(cfg, n_embd=(cfg.n_embd // cfg.n_head % 2 == 0,
+                          f"an even multiple of n_head={cfg.n_head}: rotary positions turn pairs"))
 
 
 # --- int8, weight only, for frozen teachers -------------------------------------------------------
@@ -273,6 +267,7 @@ def float_weight(m, dtype):
 
 
 def describe(cfg):
+    cfg.vocab_size = cfg.vocab_size or 16000  # the papers'
     with torch.device("meta"):
         model = LanguageModel(cfg)
     print(model)
@@ -282,6 +277,4 @@ def describe(cfg):
 
 
 if __name__ == "__main__":
-    from distill import DistillConfig  # knows every setting a config file may hold
-
-    config.run(describe, DistillConfig)
+    launch(describe, ModelConfig, others=True)

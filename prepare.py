@@ -6,7 +6,7 @@
     python prepare.py --verify=data/babylm                      # are the files still what they were?
 
 Input is the BabyLM layout (train_10M/*.train, dev/*.dev, test/*.test, or the 2023 names babylm_10M,
-babylm_dev, babylm_test) or a folder of .txt files. Output: see disk.py. Text is read in blocks by
+babylm_dev, babylm_test) or a folder of .txt files. Output: see lib/shards.py. Text is read in blocks by
 worker processes, so memory does not grow with the corpus.
 """
 import fcntl
@@ -33,8 +33,10 @@ import sentencepiece
 import tiktoken
 from tqdm import tqdm
 
-import config
-import disk
+from lib.configurator import launch, need
+from lib.files import FORMAT_VERSION, flush_to_disk, git_revision, sha256, write_json
+from lib.shards import DTYPE, open_shard, read_meta
+from lib.tokenizers import load_tokenizer, save_tiktoken
 
 
 @dataclass
@@ -93,7 +95,7 @@ def main(cfg):
         with worker_map(cfg, blocks) as run:
             tokenizer = get_tokenizer(cfg, tmp, blocks, run)
             meta = write_shards(cfg, tmp, blocks, run, tokenizer)
-        disk.write_json(os.path.join(tmp, "meta.json"), meta)
+        write_json(os.path.join(tmp, "meta.json"), meta)
         os.remove(os.path.join(tmp, "lock"))
         shutil.rmtree(old, ignore_errors=True)
         if os.path.exists(cfg.data_dir):
@@ -105,11 +107,11 @@ def main(cfg):
 
 def verify(data_dir):
     """Exit at the first file of a data folder that is not what meta.json says."""
-    meta = disk.read_meta(data_dir)
-    vocab_size = disk.load_tokenizer(os.path.join(data_dir, meta["tokenizer"])).vocab_size
+    meta = read_meta(data_dir)
+    vocab_size = load_tokenizer(os.path.join(data_dir, meta["tokenizer"])).vocab_size
     if vocab_size != meta["vocab_size"]:
         sys.exit(f"error: {data_dir}/meta.json says vocab_size={meta['vocab_size']}, its tokenizer has {vocab_size}; prepare {data_dir} again")
-    tokens = sum(len(disk.open_shard(data_dir, s)) for s in meta["shards"])
+    tokens = sum(len(open_shard(data_dir, s)) for s in meta["shards"])
     print(f"{data_dir}: tokenizer and {len(meta['shards'])} shards with {tokens:,} tokens are as meta.json says")
 
 
@@ -301,16 +303,16 @@ def get_tokenizer(cfg, folder, blocks, run):
     if cfg.tokenizer == "gpt2":
         path = os.path.join(folder, "tokenizer.json")
         try:
-            disk.save_tiktoken(tiktoken.get_encoding("gpt2"), path)
+            save_tiktoken(tiktoken.get_encoding("gpt2"), path)
         except Exception as e:  # it downloads its ranks on first use, through requests
             sys.exit(f"error: tiktoken could not fetch gpt2's ranks ({type(e).__name__}); "
                      "go online once, or use another tokenizer")
     else:
         if not os.path.isfile(cfg.tokenizer):
             sys.exit(f"error: no tokenizer file '{cfg.tokenizer}' (a .model, a .json of ours, or gpt2)")
-        disk.load_tokenizer(cfg.tokenizer)  # says what is wrong with the user's file, not with our copy
+        load_tokenizer(cfg.tokenizer)  # says what is wrong with the user's file, not with our copy
         path = shutil.copy(cfg.tokenizer, os.path.join(folder, "tokenizer" + os.path.splitext(cfg.tokenizer)[1]))
-    tokenizer = disk.load_tokenizer(path)
+    tokenizer = load_tokenizer(path)
     if tokenizer.vocab_size > 65536:
         sys.exit(f"error: tokenizer '{cfg.tokenizer}' has {tokenizer.vocab_size} entries; "
                  "shards are uint16 and hold 65536 at most")
@@ -343,7 +345,7 @@ def train_tokenizer(cfg, path, blocks, run):
                  (f", at most {most[1]}" if most else f": {e}"))
     for name in (words, "tokenizer.vocab"):
         os.remove(os.path.join(folder, name))
-    return disk.load_tokenizer(path)
+    return load_tokenizer(path)
 
 
 def count_words(block):
@@ -375,26 +377,26 @@ def write_shards(cfg, folder, blocks, run, tokenizer):
                 if file:
                     file.close()
                 file = open(os.path.join(folder, shards[-1]["file"]), "wb")
-            room = (SHARD_TOKENS - shards[-1]["tokens"]) * disk.DTYPE.itemsize
+            room = (SHARD_TOKENS - shards[-1]["tokens"]) * DTYPE.itemsize
             part, tokens = tokens[:room], tokens[room:]
             file.write(part)
             shards[-1]["sha256"].update(part)
-            shards[-1]["tokens"] += len(part) // disk.DTYPE.itemsize
+            shards[-1]["tokens"] += len(part) // DTYPE.itemsize
             sources.setdefault(block.split, {})[block.source] = sum(s["tokens"] for s in shards if s["split"] == block.split)
     if not any(s["split"] == "train" for s in shards) or not any(s["split"] == "val" for s in shards):
         sys.exit("error: nothing is left of the training or validation text after cleaning")
     file.close()
     for s in shards:
-        disk.flush_to_disk(os.path.join(folder, s["file"]))
-        s["bytes"], s["sha256"] = s["tokens"] * disk.DTYPE.itemsize, s["sha256"].hexdigest()
+        flush_to_disk(os.path.join(folder, s["file"]))
+        s["bytes"], s["sha256"] = s["tokens"] * DTYPE.itemsize, s["sha256"].hexdigest()
     if dropped:
         print(f"notice: {dropped:,} bytes have no token and were dropped: the tokenizer was trained without them")
     return dict(
-        format_version=disk.FORMAT_VERSION, vocab_size=tokenizer.vocab_size, tokenizer=os.path.basename(tokenizer.file),
-        tokenizer_sha256=disk.sha256(tokenizer.file), pad=tokenizer.pad, bos=tokenizer.bos, eos=tokenizer.eos,
+        format_version=FORMAT_VERSION, vocab_size=tokenizer.vocab_size, tokenizer=os.path.basename(tokenizer.file),
+        tokenizer_sha256=sha256(tokenizer.file), pad=tokenizer.pad, bos=tokenizer.bos, eos=tokenizer.eos,
         options={k: v for k, v in asdict(cfg).items() if k not in ("data_dir", "input_dir", "workers", "overwrite", "verify")},
         cleaners={b.source: CLEANERS.get(b.source, unchanged).__name__ for b in blocks},
-        git_revision=disk.git_revision(), words=words, shards=shards,
+        git_revision=git_revision(), words=words, shards=shards,
         sources=sources)  # split -> source -> the token its text ends before: a split is its sources one after the other
 
 
@@ -419,11 +421,11 @@ _encoders = {}  # of this process: it keeps the words it has met
 def encoder(tokenizer_file):
     """(tokenizer, text -> bytes, the BOS token as bytes) of a tokenizer file."""
     if tokenizer_file not in _encoders:
-        tokenizer = disk.load_tokenizer(tokenizer_file)
+        tokenizer = load_tokenizer(tokenizer_file)
         words = WordTokens(tokenizer)
         by_word = lambda text: b"".join(map(words.__getitem__, WORDS.findall(text)))
         encode = by_word if tokenizer.splits_at_blanks() else words.tokens
-        _encoders[tokenizer_file] = tokenizer, encode, b"" if tokenizer.bos is None else disk.DTYPE.type(tokenizer.bos).tobytes()
+        _encoders[tokenizer_file] = tokenizer, encode, b"" if tokenizer.bos is None else DTYPE.type(tokenizer.bos).tobytes()
     return _encoders[tokenizer_file]
 
 
@@ -434,7 +436,7 @@ class WordTokens(dict):
         self.tokenizer = tokenizer
 
     def tokens(self, text):
-        return np.array(self.tokenizer.encode(text), disk.DTYPE).tobytes()
+        return np.array(self.tokenizer.encode(text), DTYPE).tobytes()
 
     def __missing__(self, word):
         if len(self) > 1_000_000:
@@ -547,7 +549,7 @@ def fetch(address, path, digest=None):
         total = have
     if os.path.getsize(part) < total:
         raise OSError(f"{address} broke off at {os.path.getsize(part)} of {total} bytes; run again to go on")
-    got = disk.sha256(part)
+    got = sha256(part)
     if digest and got != digest:
         os.remove(part)
         raise OSError(f"{address} has SHA-256 {got}, expected {digest}")
@@ -556,4 +558,4 @@ def fetch(address, path, digest=None):
 
 
 if __name__ == "__main__":
-    config.run(main, PrepareConfig)
+    launch(main, PrepareConfig)

@@ -9,9 +9,11 @@ from typing import Literal
 
 import torch
 
-import config
-from eval_blimp import load_ensemble
-from train import pick_device
+from distill import Teacher, mean_logits
+from lib.checkpoints import load_ensemble
+from lib.configurator import launch
+from lib.data import Batch
+from lib.machine import pick_device
 
 
 @dataclass
@@ -50,13 +52,13 @@ def typed_prompts():
 def generate(models, ids, length, temperature=1.0, top_k=0, seed=1):
     """`ids` (a list, at least one) and `length` sampled tokens more, from the models' averaged logits.
     The context is the last block_size tokens."""
-    device = next(models[0].parameters()).device
+    teachers, device = [Teacher(m) for m in models], next(models[0].parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     block_size = min(m.cfg.block_size for m in models)
     ids = list(ids)
     for _ in range(length):
-        x = torch.tensor([ids[-block_size:]], device=device)
-        z = sum(m(x, lambda h, head: head(h[:, -1])) for m in models)[0] / len(models)  # (V,)
+        batch = Batch(torch.tensor([ids[-block_size:]], device=device))
+        z = mean_logits(teachers, [teacher.states(batch)[:, -1] for teacher in teachers])[0]  # (V,)
         if temperature == 0:
             ids.append(z.argmax().item())
             continue
@@ -67,4 +69,4 @@ def generate(models, ids, length, temperature=1.0, top_k=0, seed=1):
 
 
 if __name__ == "__main__":
-    config.run(main, SampleConfig)
+    launch(main, SampleConfig)

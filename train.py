@@ -6,34 +6,31 @@ it another loss.
     python train.py config/gpt2_705m.py --resume
 
 A step is an optimizer step; a chunk is `seq_len` contiguous tokens and the one after them.
+Shapes: B sequences, T = seq_len positions, C width, V vocabulary, N = B T.
 """
 import contextlib
-import ctypes
 import importlib.util
 import math
 import os
-import re
-import signal
 import sys
-import time
 import warnings
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
-import numpy as np
 import torch
 import torch.distributed as dist
+import torch.nn as nn
 from torch.nn.parallel import DistributedDataParallel
-from tqdm import tqdm
 
-import config
-import disk
-from chunks import ChunkOrder, mean_over_ranks, seed_dropout, validation_chunks
-from loss import apply_loss, cross_entropy
+from lib.chunked_loss import chunked_loss
+from lib.configurator import launch, need
+from lib.data import Chunks
+from lib.machine import Guard, Machine, can_compile, seed_dropout, start_machine
+from lib.objectives import climbed, masked_token_loss
+from lib.runs import Keeper, refuse_out_dir, start_from
+from lib.shards import Shards
 from model import LanguageModel, ModelConfig, check_model_config
-from objectives import ascent_loss, masked_token_loss, sam_loss
-from runs import Metrics, describe_run, last_checkpoint, load_run, save_run, start_from, tokenizer_file, word_mark
 
 
 @dataclass
@@ -56,16 +53,17 @@ class LoopConfig:
     beta2: float = 0.999
     adam_eps: float = 1e-8
     grad_clip: float = 1.0        # global norm; 0 = off
-    not_finite: Literal["stop", "skip"] = "stop"  # a step whose loss or gradient is inf or nan: it never reaches the weights
+    sam_rho: float = 0.0          # sharpness-aware minimisation with this radius (objectives.py); 0 = off
+    not_finite: Literal["stop", "skip"] = "stop"  # a step with inf or nan: it never reaches the weights
     # validation and logging, in steps
     eval_interval: int = 500      # validation and checkpoint; 0 = at the end of each epoch
-    patience: int = 0             # stop after so many validations in a row that do not improve on the best by 0.001; 0 = never
+    patience: int = 0             # stop after so many validations in a row without a gain of 0.001; 0 = never
     log_interval: int = 10
     wandb: bool = False           # also log there (pip install wandb)
     tensorboard: bool = False     # also write its event files into out_dir (pip install tensorboard)
     # machine
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # of the arithmetic; auto: bfloat16 where hardware has it
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where hardware has it
     deterministic: Literal["auto", "on", "off"] = "auto"    # same seed, same bits. auto: on for CPU
 
 
@@ -75,294 +73,109 @@ class TrainConfig(LoopConfig, ModelConfig):
     seq_len: int = 128            # tokens in a training chunk, at most block_size
     micro_batch_size: int = 0     # sequences at a time on one rank (memory); 0 = batch_size / ranks
     mask_rate: float = 0.15       # share of positions that a model with causal=False predicts
-    curriculum: tuple[str, ...] = ()  # buckets of sources, "childes" or "switchboard cbt": epochs over the first, then over the first two, and so on
+    curriculum: tuple[str, ...] = ()  # buckets of sources, "childes" or "switchboard cbt": epochs over the first, then
+                                  # over the first two, and so on
     curriculum_epochs: int = 3    # epochs until the next bucket is added
     init_from: str = ""           # run or checkpoint folder whose weights training starts from
-    sam_rho: float = 0.0          # sharpness-aware minimisation with this radius (objectives.py); 0 = off
-    ascent: bool = False          # climb the loss instead (gradient ascent post-training)
-    random_offset: bool = False   # shift each chunk by 0..seq_len-1 at each visit (the published code; the papers do not)
-    eval_chunks: int = 8192       # validation chunks, the same ones each time; 0 = all
-    keep_words: bool = False      # keep the weights at 1M, 2M .. 10M, 20M .. 100M words seen (the BabyLM challenge, since 2025)
+    ascent: bool = False          # climb the loss instead (gradient ascent post-training, Yoon et al. 2023)
+    random_offset: bool = False   # shift each chunk by 0..seq_len-1 at each visit (the published code; not the papers)
+    eval_chunks: int = 8192       # validation chunks, the same ones each time; 0 = all, as where there are fewer
+    keep_words: bool = False      # keep weights at 1M, 2M .. 10M, 20M .. words seen (the challenge, since 2025)
     compile: Literal["auto", "on", "off"] = "auto"  # auto: on, but for runs of a few minutes on CPU
     loss_chunk: int = 512         # positions whose logits exist at a time; 0 = all, the loss as its formula reads
 
 
-def next_token_loss(model, batch, cfg, run):
-    """Cross-entropy in nats per token, and the parts to log."""
-    return model(batch.x, lambda h, head: apply_loss(
-        cross_entropy, h, head, batch.y, chunk=cfg.loss_chunk, compiled=run.compile))
+def main(cfg):
+    machine, data = start(cfg)
+    keeper = Keeper(cfg, machine, data)  # out_dir is ours from here on
+    loss_fn = partial(next_token_loss, cfg=cfg, machine=machine)
+    if not cfg.causal:
+        loss_fn = partial(masked_token_loss, cfg=cfg, machine=machine, formula=cross_entropy)
+    train(cfg, machine, data, Trainee(new_model(cfg, machine, data)), loss_fn, keeper)
 
 
-def train(cfg, run, loss_fn=next_token_loss, companion=None, provenance={}, first_record={}, model=None, data=None):
-    """Train a model from `cfg` on `run` (see `start`) until its steps are done.
+# --- the loss -------------------------------------------------------------------------------------
 
-    loss_fn(model, batch, cfg, run) -> (loss, {name: detached scalar}): a mean over the batch's
-    sequences; `model` may be DDP's wrapper. companion is a module to train beside it (objectives.py).
-    provenance goes into every checkpoint's config.json, first_record into step 0 of metrics.jsonl.
-    model and data: a new model and its token chunks, unless finetune.py brings others; those write
-    no checkpoints. data is like ChunkOrder; what `validate` names first is to be small.
-    """
-    torch.manual_seed(cfg.seed)
-    pretraining = data is None
-    if pretraining:
-        model, data = LanguageModel(model_config(cfg)).to(run.device), ChunkOrder(cfg, run)
-        if cfg.init_from:
-            start_from(cfg.init_from, model, run)
-        if cfg.sam_rho or cfg.ascent:
-            loss_fn = partial(sam_loss if cfg.sam_rho else ascent_loss, loss_fn)
-    model.companion = companion
-    optimizer = make_optimizer(model, cfg)
-    total = data.total
-    if run.rank == 0:
-        os.makedirs(cfg.out_dir, exist_ok=True)
-        disk.lock(cfg.out_dir)
-    # the last three: of the least validation loss so far, and validations since it was clearly beaten
-    step, best, best_step, waited = load_run(cfg, run, model, optimizer, provenance) if cfg.resume else (0, math.inf, 0, 0)
-    if mean_over_ranks(torch.tensor(float(step)).to(run.device), run) != step:
-        sys.exit(f"error: rank {run.rank} finds step {step} in {cfg.out_dir}, others another: all machines need the same folder")
-    if step >= total or 0 < cfg.patience <= waited:
-        if run.rank == 0:
-            print(f"nothing to do: {cfg.out_dir} is at step {step} of {total}; raise --max_iters, --epochs or --patience for more")
-        return model
-    metrics = Metrics(cfg, run, step, first_record)
-    if pretraining:
-        announce(cfg, run, model, data)
-    if run.compile:
-        model.compile_blocks()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has a new name for broadcast_buffers, 2.11 only this one
-        ddp = model if run.world == 1 else DistributedDataParallel(
-            model, broadcast_buffers=False, gradient_as_bucket_view=True, find_unused_parameters=bool(getattr(cfg, "generator", "")),
-            device_ids=[run.device] if run.device.type == "cuda" else None)
-    micro_steps = cfg.batch_size // (run.micro_batch * run.world)
-    guard = Guard(cfg, run, optimizer)
-    signals = catch_signals()
-    bar = tqdm(total=total, initial=step, disable=run.rank > 0 or not sys.stderr.isatty(), dynamic_ncols=True)
-    clock, (unit, clock_seen) = time.perf_counter(), data.seen(step)
+def cross_entropy(z_s, y):
+    """Next-token cross-entropy of logits z_s (N, V) at targets y (N,), in nats per token, and the parts to log."""
+    ce = mean_nll(z_s.float(), y)
+    return ce, {"ce": ce.detach()}
 
-    model.train()
-    while step < total and not 0 < cfg.patience <= waited:
-        lr = learning_rate(cfg, step, total)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+
+def mean_nll(z, y):
+    return (z.logsumexp(-1) - z.gather(-1, y[:, None])[:, 0]).mean()
+
+
+def next_token_loss(trainee, batch, cfg, machine):
+    h = trainee.student.model(batch.x)  # (B, T, C)
+    return chunked_loss(cross_entropy, h, trainee.student.lm_head, batch.y,
+                        chunk=cfg.loss_chunk, compiled=machine.compile)
+
+
+# --- the loop -------------------------------------------------------------------------------------
+
+class Trainee(nn.Module):
+    """The student, and what is trained or kept beside it (projections, a generator, an average of its weights): one
+    module for DDP and the optimizers. Only the student is validated and is a checkpoint's model."""
+
+    def __init__(self, student, companion=None):
+        super().__init__()
+        self.student, self.companion = student, companion
+
+    def forward(self, loss_fn, batch):
+        """loss_fn(trainee, batch) -> (loss, {name: detached scalar}), a mean over the batch's sequences. Called in
+        here, so that DDP sees all of it."""
+        return loss_fn(self, batch)
+
+
+def train(cfg, machine, data, trainee, loss_fn, keeper):
+    """Train until data.total steps are done, or the keeper has seen enough. data gives `batch(step, micro_step)`;
+    the keeper (lib/runs.py) says where to begin, and logs, validates and saves between the steps."""
+    optimizers = make_optimizers(trainee, cfg)
+    guard = Guard(cfg, machine, optimizers)
+    step = keeper.begin(trainee, optimizers, guard)
+    ddp = distributed(trainee, machine)
+    micro_steps = cfg.batch_size // (machine.micro_batch * machine.world)
+
+    def forward_backward():
+        """The gradient of the whole step: all micro-batches, all ranks. Returns the means of the loss and its parts."""
         sums = {}
         for micro_step in range(micro_steps):
             batch = data.batch(step, micro_step)
-            seed_dropout(cfg.seed, step, micro_step, run.rank)
+            seed_dropout(cfg.seed, step, micro_step, machine.rank)
             last = micro_step == micro_steps - 1
-            with contextlib.nullcontext() if last or ddp is model else ddp.no_sync():
-                with run.autocast():
-                    loss, parts = loss_fn(ddp, batch, cfg, run)
+            with contextlib.nullcontext() if last or machine.world == 1 else ddp.no_sync():
+                with machine.autocast():
+                    loss, parts = ddp(loss_fn, batch)
                 (loss / micro_steps).backward()
             for name, value in {"loss": loss.detach(), **parts}.items():
                 sums[name] = sums.get(name, 0) + value / micro_steps
-        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), cfg.grad_clip or math.inf)
-        guard.check(step + 1, sums["loss"], grad_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        return sums
+
+    while keeper.wants(step):
+        lr = learning_rate(cfg, step, data.total)
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+            group["lr"] = lr * group.get("lr_scale", 1)
+        sums = forward_backward()
+        if cfg.sam_rho:
+            with climbed(trainee, cfg.sam_rho):
+                sums["sam_loss"] = forward_backward()["loss"]
+        grad_norm = nn.utils.clip_grad_norm_(trainee.parameters(), cfg.grad_clip or math.inf)
+        guard.step(step + 1, sums["loss"], grad_norm)
+        trainee.zero_grad(set_to_none=True)
         step += 1
-        bar.update()
-
-        # from here on the host waits for the device, at some steps only
-        evaluation = step == total or (step % cfg.eval_interval == 0 if cfg.eval_interval else data.epoch(step) % 1 == 0)
-        mark = word_mark(cfg, run, step) if pretraining and cfg.keep_words else ""
-        log = evaluation or mark or step % cfg.log_interval == 0
-        asked = bool(signals)  # ranks agree on it where they meet anyway
-        if log:
-            _, seen = data.seen(step)
-            *values, asked = mean_over_ranks(torch.stack([*sums.values(), torch.tensor(float(asked), device=run.device)]), run).tolist()
-            record = {"step": step, "epoch": round(data.epoch(step), 4), unit: seen,
-                      **dict(zip(sums, values)), "lr": lr, "grad_norm": grad_norm.item(), **guard.report(),
-                      f"{unit}_per_s": round((seen - clock_seen) / (time.perf_counter() - clock))}
-            if evaluation:
-                model.eval()
-                validation = data.validate(model)
-                model.train()
-                record.update(validation)
-                val_loss = guard.finite(next(iter(validation.values())), step)
-                waited = 0 if val_loss < best - 0.001 else waited + 1
-                if val_loss < best:
-                    best, best_step = val_loss, step
-            metrics.log(record, bar)
-        stop = asked and (log or run.world == 1) and step < total
-        if stop and not log:
-            guard.report()
-        if mark and run.rank == 0:
-            disk.save_checkpoint(cfg.out_dir, mark, model, describe_run(cfg, run, model, step, record.get("val_ce"), provenance), tokenizer_file(cfg, run))
-        if pretraining and (evaluation or stop):
-            save_run(cfg, run, model, optimizer, record["val_ce"] if evaluation else None, provenance,
-                     dict(step=step, best_val_ce=best, best_step=best_step, waited=waited))
-        if log:
-            clock, clock_seen = time.perf_counter(), seen
-        if stop:
-            bar.close()
-            how = "and saved; go on with --resume" if pretraining else "with nothing of this run kept; the same command begins it again"
-            sys.exit(f"stopped by a signal at step {step} of {total} {how}" if run.rank == 0 else 1)
-    bar.close()
-    release_signals()
-    metrics.finish()
-    if run.rank == 0:
-        early = f" (stopped early: {waited} validations without a gain of 0.001)" if step < total else ""
-        print(f"done: {cfg.out_dir}, best {data.validation} {best:.4f} at step {best_step}{early}")
-    if signals and pretraining:
-        sys.exit(f"a signal came at the end: {cfg.out_dir} is complete" if run.rank == 0 else 1)
-    data.interrupted = bool(signals)
-    return model
+        keeper.after_step(step, sums, lr, grad_norm)
+    keeper.finish(step)
 
 
-# --- starting: machine, data, checks --------------------------------------------------------------
-
-class Run(NamedTuple):
-    """What a config becomes on this machine."""
-    device: torch.device
-    rank: int
-    world: int
-    micro_batch: int     # sequences per forward on this rank
-    bf16: bool
-    compile: bool
-    shards: disk.Shards  # the training split
-    val: np.ndarray      # (this rank's validation chunks, T + 1)
-
-    @property
-    def dtype(self):
-        """Of matrix products."""
-        return torch.bfloat16 if self.bf16 else torch.float32
-
-    def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
-
-
-def start(cfg):
-    """The Run for `cfg`, with the process group started under torchrun. What a user can get wrong
-    in settings, data or out_dir ends here in one line; nothing is written."""
-    check_loop_config(cfg)
-    for key, good, wanted in (("seq_len", cfg.seq_len > 0, "at least 1"), ("mask_rate", cfg.mask_rate <= 1, "at most 1"),
-                              ("curriculum_epochs", cfg.curriculum_epochs, "at least 1"), ("ascent", not (cfg.ascent and cfg.sam_rho), "False with sam_rho"),
-                              ("n_labels", cfg.n_labels == 0, "0: finetune.py makes classifiers")):
-        if not good:
-            sys.exit(f"error: {key}={getattr(cfg, key)} must be {wanted}")
-    check_model_config(cfg)
-    if cfg.seq_len > cfg.block_size:
-        sys.exit(f"error: chunks of seq_len={cfg.seq_len} are longer than the model's block_size={cfg.block_size}")
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    micro_batch = cfg.micro_batch_size or max(cfg.batch_size // world, 1)
-    if cfg.batch_size % (micro_batch * world):
-        sys.exit(f"error: batch_size={cfg.batch_size} must be a multiple of micro_batch_size x ranks = "
-                 f"{micro_batch} x {world}")
-    shards = disk.Shards(cfg.data_dir, "train")
-    if shards.meta["vocab_size"] != cfg.vocab_size:
-        sys.exit(f"error: vocab_size={cfg.vocab_size}, but {cfg.data_dir} has {shards.meta['vocab_size']}: "
-                 f"use --vocab_size={shards.meta['vocab_size']}")
-    if not cfg.causal and shards.meta["pad"] != 0:
-        sys.exit(f"error: causal=False hides tokens behind <pad> as token 0, but {cfg.data_dir} has pad={shards.meta['pad']}; "
-                 "prepare it with a tokenizer of prepare.py's own")
-    val = validation_chunks(cfg, disk.Shards(cfg.data_dir, "val"))[rank::world]
-    names = os.listdir(cfg.out_dir) if os.path.isdir(cfg.out_dir) else []
-    if "config.json" in names:
-        sys.exit(f"error: out_dir={cfg.out_dir} is a checkpoint folder; name a run folder")
-    if any(map(disk.RUN_FILES.fullmatch, names)) and not (cfg.resume or cfg.overwrite):
-        sys.exit(f"error: {cfg.out_dir} already holds a run; use --resume to go on with it or --overwrite to delete it")
-    if cfg.resume and not disk.checkpoint_steps(cfg.out_dir):
-        cfg.resume, cfg.overwrite = False, True  # what is there is of a run that died before its first checkpoint
-        if rank == 0:
-            print(f"notice: {cfg.out_dir} has no checkpoint yet: starting at step 0")
-    device, bf16 = start_machine(cfg)
-    if world > 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    run = Run(device, rank, world, micro_batch, bf16, False, shards, val)
-    return run._replace(compile=pays_to_compile(cfg, run) and can_compile(device, rank))
-
-
-def check_loop_config(cfg):
-    for key, good, wanted in (*((key, getattr(cfg, key) > 0, "at least 1") for key in ("batch_size", "log_interval", "epochs")),
-                              ("beta1", cfg.beta1 < 1, "below 1"), ("beta2", cfg.beta2 < 1, "below 1"), ("adam_eps", cfg.adam_eps > 0, "above 0"),
-                              ("out_dir", cfg.out_dir, "a folder's name"),
-                              ("overwrite", not (cfg.overwrite and cfg.resume), "without --resume")):
-        if not good:
-            sys.exit(f"error: {key}={getattr(cfg, key)} must be {wanted}")
-    for package in ("wandb", "tensorboard"):
-        if getattr(cfg, package) and not importlib.util.find_spec(package):
-            sys.exit(f"error: --{package} needs the package: pip install {package}")
-
-
-def start_machine(cfg):
-    """The device, and whether its arithmetic is bfloat16."""
-    device = pick_device(cfg.device)
-    if cfg.deterministic == "on" or cfg.deterministic == "auto" and device.type == "cpu":
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
-    return device, cfg.dtype == "bfloat16" or cfg.dtype == "auto" and multiplies_bf16(device)
-
-
-def pick_device(name):
-    """'auto', 'cpu' or 'cuda' as a torch.device; under torchrun each local rank its own GPU."""
-    if name == "cuda" and not torch.cuda.is_available():
-        sys.exit("error: device='cuda', but torch finds no CUDA device; use --device=cpu")
-    if name == "cpu" or not torch.cuda.is_available():
-        keep_freed_memory()
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # on CPU too: bfloat16 attention stays in bfloat16
-        return torch.device("cpu")  # Apple's MPS is left out: nobody has tested it
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    if device.index >= torch.cuda.device_count():
-        sys.exit(f"error: {torch.cuda.device_count()} GPUs here, fewer than --nproc_per_node")
-    torch.cuda.set_device(device)
-    return device
-
-
-def keep_freed_memory():
-    """Stop glibc from handing large freed blocks back to the kernel: faulting them in again at every
-    step cost a third of the time on CPU."""
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(-4, 0)          # M_MMAP_MAX: no block of its own mapping
-        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: 2 GiB
-    except (OSError, AttributeError):
-        pass  # another C library
-
-
-def multiplies_bf16(device):
-    """True where the hardware multiplies bfloat16 faster than float32: AMX or AVX-512-BF16 on CPU."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    try:
-        with open("/proc/cpuinfo") as f:
-            return bool(re.search(r"\b(amx_bf16|avx512_bf16)\b", f.read()))
-    except OSError:
-        return False
-
-
-def pays_to_compile(cfg, run):
-    """What --compile=auto means: on a CPU the half minute it takes is lost on a run of a few minutes."""
-    if cfg.compile != "auto":
-        return cfg.compile == "on"
-    with torch.device("meta"):
-        parameters = LanguageModel(model_config(cfg)).n_params()
-    flops = 6 * parameters * ChunkOrder(cfg, run).total * cfg.batch_size * cfg.seq_len / run.world
-    return run.device.type == "cuda" or flops > 5e13
-
-
-def can_compile(device, rank=0):
-    """Try torch.compile on a trivial function; one line of notice if the machine lacks what it needs."""
-    try:
-        torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
-        return True
-    except Exception as e:
-        if rank == 0:
-            print(f"notice: running uncompiled, torch.compile does not work here: {str(e).strip().splitlines()[0]}")
-        return False
-
-
-def model_config(cfg):
-    return ModelConfig(**{f.name: getattr(cfg, f.name) for f in fields(ModelConfig)})
-
-
-def make_optimizer(model, cfg):
-    """AdamW; weight decay on matrices and embeddings, not on biases and norms (as in HF's Trainer)."""
-    params = [p for p in model.parameters() if p.requires_grad]
+def make_optimizers(trainee, cfg):
+    """AdamW; weight decay on matrices and embeddings, not on biases and norms (as in HF's Trainer). A list: there may
+    be more, for other parameters. A group with an 'lr_scale' has so many times the learning rate."""
+    params = [p for p in trainee.parameters() if p.requires_grad]
     groups = [dict(params=[p for p in params if p.dim() >= 2], weight_decay=cfg.weight_decay),
               dict(params=[p for p in params if p.dim() < 2], weight_decay=0.0)]
-    return torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=cfg.adam_eps, fused=True)
+    return [torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=cfg.adam_eps,
+                              fused=True, maximize=getattr(cfg, "ascent", False))]
 
 
 def learning_rate(cfg, step, total):
@@ -375,86 +188,92 @@ def learning_rate(cfg, step, total):
     return cfg.min_lr + (cfg.learning_rate - cfg.min_lr) * share
 
 
-def announce(cfg, run, model, data):
-    """One line each: parameters, tokens per epoch, steps, estimated memory."""
-    if run.rank > 0:
-        return
-    n, rows = model.n_params(), run.micro_batch * cfg.seq_len
-    width = 2 if run.bf16 else 4
-    logits = 3 * 4 * cfg.vocab_size * (min(cfg.loss_chunk, rows) or rows)
-    activations = rows * cfg.n_layer * (10 * cfg.n_embd + 4 * cfg.intermediate_size) * width + logits
-    print(f"parameters: {n:,} ({cfg.arch})")
-    print(f"tokens per epoch: {(data.starts[-1] - data.starts[-2]) * cfg.batch_size * cfg.seq_len:,}" + " at the end" * bool(cfg.curriculum))
-    print(f"steps: {data.total:,} of {cfg.batch_size} x {cfg.seq_len} tokens, {data.epoch(data.total):.2f} epochs")
-    if cfg.max_iters > data.total:
-        print(f"notice: max_iters={cfg.max_iters}, but {cfg.epochs} epochs have {data.total} steps; raise --epochs")
-    print(f"memory, estimated: {(16 * n + activations) / 2**30:.2f} GiB for the model trained; ranks: {run.world}, "
-          f"{run.device}, {'bfloat16' if run.bf16 else 'float32'}, {'compiled' if run.compile else 'not compiled'}", flush=True)
+def distributed(trainee, machine):
+    """The trainee, with DDP around it where there are several ranks."""
+    if machine.world == 1:
+        return trainee
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has a new name for broadcast_buffers, 2.11 this one
+        return DistributedDataParallel(
+            trainee, broadcast_buffers=False, gradient_as_bucket_view=True,
+            find_unused_parameters=trainee.companion is not None,  # a step may leave parts alone
+            device_ids=[machine.device] if machine.device.type == "cuda" else None)
 
 
-# --- what must not reach the weights, and signals --------------------------------------------------
+# --- starting: machine, data, checks --------------------------------------------------------------
 
-class Guard:
-    """Keeps a step whose loss or gradient is not finite away from weights and moments. The device
-    decides, through the flag that gates fused AdamW (GradScaler's); the host reads it when it logs."""
-
-    def __init__(self, cfg, run, optimizer):
-        self.cfg, self.run, self.optimizer = cfg, run, optimizer
-        self.bad_steps = torch.zeros((), device=run.device)           # since the last report
-        self.first = torch.full((2,), math.inf, device=run.device)    # first bad step: of this rank's loss, of all
-
-    def check(self, step, loss, grad_norm):
-        mine = ~loss.isfinite()
-        bad = (mine | ~grad_norm.isfinite()).float()
-        if self.run.world > 1:
-            dist.all_reduce(bad, dist.ReduceOp.MAX)  # all ranks skip or none
-        self.first = self.first.minimum(torch.where(torch.stack([mine, bad > 0]), step, math.inf))
-        self.bad_steps += bad
-        self.optimizer.found_inf = bad if self.cfg.not_finite == "skip" else self.bad_steps.clamp(max=1)
-
-    def report(self):
-        """{'skipped': steps since the last report}, or the end of the run."""
-        if self.cfg.not_finite == "skip":
-            skipped, self.bad_steps = int(self.bad_steps), torch.zeros_like(self.bad_steps)
-            return dict(skipped=skipped)
-        if self.bad_steps:
-            mine, first = self.first.tolist()
-            rank = torch.tensor(self.run.rank if mine == first else self.run.world, device=self.run.device)
-            if self.run.world > 1:
-                dist.all_reduce(rank, dist.ReduceOp.MIN)
-            what = f"the loss on rank {int(rank)}" if rank < self.run.world else "the gradient"
-            sys.exit(f"error: {what} was not finite at step {int(first)}; the last good checkpoint is {last_checkpoint(self.cfg)}; "
-                     "lower learning_rate or raise warmup_iters, or skip such steps with --not_finite=skip")
-        return {}
-
-    def finite(self, val_ce, step):
-        if not math.isfinite(val_ce):
-            sys.exit(f"error: the validation loss is not finite at step {step}; the last good checkpoint is {last_checkpoint(self.cfg)}")
-        return val_ce
+def start(cfg):
+    """(Machine, Chunks) for `cfg`, with the process group started under torchrun. What a user can get wrong
+    in settings, data or out_dir ends here in one line; nothing is written."""
+    check_loop_config(cfg)
+    need(cfg,
+         seq_len=(cfg.seq_len > 0, "at least 1"),
+         mask_rate=(cfg.mask_rate <= 1, "at most 1"),
+         curriculum_epochs=(cfg.curriculum_epochs, "at least 1"),
+         ascent=(not (cfg.ascent and cfg.sam_rho), "False with sam_rho"),
+         n_labels=(cfg.n_labels == 0, "0: tools/finetune.py makes classifiers"))
+    shards = Shards(cfg.data_dir, "train")
+    vocab_size = shards.meta["vocab_size"]
+    need(cfg, vocab_size=(cfg.vocab_size in (0, vocab_size), f"0 or that of {cfg.data_dir}, {vocab_size}"))
+    cfg.vocab_size = vocab_size
+    check_model_config(cfg)
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    micro_batch = cfg.micro_batch_size or max(cfg.batch_size // world, 1)
+    need(cfg,
+         seq_len=(cfg.seq_len <= cfg.block_size, f"at most the model's block_size={cfg.block_size}"),
+         batch_size=(cfg.batch_size % (micro_batch * world) == 0,
+                     f"a multiple of micro_batch_size x ranks = {micro_batch} x {world}"),
+         causal=(cfg.causal or shards.meta["pad"] == 0,
+                 f"True: tokens are hidden behind <pad> as token 0, but {cfg.data_dir} has pad={shards.meta['pad']}; "
+                 "prepare it with a tokenizer of prepare.py's own"))
+    refuse_out_dir(cfg)
+    device, bf16 = start_machine(cfg)
+    if world > 1:
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    machine = Machine(device, rank, world, micro_batch, bf16)
+    data = Chunks(cfg, machine, shards)
+    return machine._replace(compile=pays_to_compile(cfg, machine, data) and can_compile(device, rank)), data
 
 
-def catch_signals():
-    """A list that SIGTERM or Ctrl-C puts itself into, so that the loop saves and ends; the second ends at once."""
-    caught = []
-
-    def handler(number, frame):
-        caught.append(number)
-        release_signals()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, handler)
-    return caught
-
-
-def release_signals():
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+def check_loop_config(cfg):
+    need(cfg,
+         batch_size=(cfg.batch_size > 0, "at least 1"),
+         log_interval=(cfg.log_interval > 0, "at least 1"),
+         epochs=(cfg.epochs > 0, "at least 1"),
+         beta1=(cfg.beta1 < 1, "below 1"),
+         beta2=(cfg.beta2 < 1, "below 1"),
+         adam_eps=(cfg.adam_eps > 0, "above 0"),
+         out_dir=(cfg.out_dir, "a folder's name"),
+         overwrite=(not (cfg.overwrite and cfg.resume), "without --resume"))
+    for package in ("wandb", "tensorboard"):
+        if getattr(cfg, package) and not importlib.util.find_spec(package):
+            sys.exit(f"error: --{package} needs the package: pip install {package}")
 
 
-def main(cfg):
-    train(cfg, start(cfg), next_token_loss if cfg.causal else masked_token_loss)
-    if dist.is_initialized():
-        dist.destroy_process_group()
+def pays_to_compile(cfg, machine, data):
+    """What --compile=auto means: on a CPU the half minute it takes is lost on a run of a few minutes."""
+    if cfg.compile != "auto":
+        return cfg.compile == "on"
+    with torch.device("meta"):
+        parameters = LanguageModel(model_config(cfg)).n_params()
+    flops = 6 * parameters * data.total * cfg.batch_size * cfg.seq_len / machine.world
+    return machine.device.type == "cuda" or flops > 5e13
+
+
+def new_model(cfg, machine, data):
+    """The model that training starts from: random by `seed`, or with the weights of init_from."""
+    torch.manual_seed(cfg.seed)
+    model = LanguageModel(model_config(cfg))
+    if cfg.init_from and not cfg.resume:
+        start_from(cfg.init_from, model, data.meta)
+    if machine.compile:
+        model.model.compile_layers()
+    return model.to(machine.device)
+
+
+def model_config(cfg):
+    return ModelConfig(**{f.name: getattr(cfg, f.name) for f in fields(ModelConfig)})
 
 
 if __name__ == "__main__":
-    config.run(main, TrainConfig)
+    launch(main, TrainConfig)

@@ -1,0 +1,231 @@
+"""Checkpoint folders: written whole or not at all, verified before they are opened. No pickle anywhere.
+
+    out/<run>/    ckpt_<step>/ (config.json model.safetensors tokenizer sha256.json, the newest also
+                  state.safetensors state.json), last.json, best.json, metrics.jsonl, train_config.json;
+                  with keep_words also chck_<words>M/
+
+Every folder explains itself: sha256.json is written last and names every other file.
+"""
+import json
+import os
+import re
+import shutil
+import sys
+
+from safetensors.torch import load_file, save_file
+
+from lib.files import FORMAT_VERSION, flush_to_disk, read_json, sha256, write_json
+from lib.tokenizers import load_tokenizer
+from model import LanguageModel, ModelConfig
+
+COUNTERS = ("step", "best_val_ce", "best_step", "waited")  # of state.json
+
+
+def save_checkpoint(out_dir, name, model, config, tokenizer_file, state=None):
+    """Write out_dir/<name>/ whole or not at all.
+
+    config: what config.json holds beside the format version. state: (tensors, counters), what only
+    resuming needs, both dicts. Tied tensors are stored once. Nothing points to the folder
+    until `point_to` does.
+    """
+    folder, tmp = os.path.join(out_dir, name), os.path.join(out_dir, name + ".tmp")
+    for stale in (tmp, folder):  # of a run that was killed here before
+        shutil.rmtree(stale, ignore_errors=True)
+    os.makedirs(tmp)
+    weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    if model.cfg.tie_weights:
+        del weights["lm_head.weight"]
+    save_file(weights, os.path.join(tmp, "model.safetensors"))
+    write_json(os.path.join(tmp, "config.json"), dict(format_version=FORMAT_VERSION, **config))
+    shutil.copy(tokenizer_file, tmp)
+    if state:
+        tensors = {k: v.detach().cpu().contiguous() for k, v in state[0].items()}
+        save_file(tensors, os.path.join(tmp, "state.safetensors"))
+        write_json(os.path.join(tmp, "state.json"), state[1])
+    write_json(os.path.join(tmp, "sha256.json"), {f: sha256(os.path.join(tmp, f)) for f in sorted(os.listdir(tmp))})
+    for f in os.listdir(tmp):
+        flush_to_disk(os.path.join(tmp, f))
+    flush_to_disk(tmp)
+    os.rename(tmp, folder)
+    flush_to_disk(out_dir)
+
+
+def point_to(out_dir, pointer, name, step, val_ce):
+    """Make `last.json` or `best.json` name a checkpoint folder; the old pointer holds until then."""
+    write_json(os.path.join(out_dir, pointer), dict(folder=name, step=step, val_ce=val_ce))
+
+
+def pointed(out_dir, pointer):
+    """The name of the folder that `pointer` names, or None."""
+    path = os.path.join(out_dir, pointer)
+    name = read_json(path, ["folder"])["folder"] if os.path.isfile(path) else None
+    if name is not None and not re.fullmatch(r"ckpt_\d+", str(name)):
+        sys.exit(f"error: {path} is damaged: 'folder' is {name!r}")
+    return name
+
+
+def last_checkpoint(out_dir):
+    """The folder last.json names, or 'none yet': for messages."""
+    name = pointed(out_dir, "last.json")
+    return os.path.join(out_dir, name) if name else "none yet"
+
+
+# the names of what a run writes into its folder: nothing else in there is ever deleted
+RUN_FILES = re.compile(r"(ckpt_\d+|chck_\d+M|member_\d+)(\.tmp)?"
+                       r"|((last|best|train_config|blimp|predictions)\.json|metrics\.jsonl)(\.tmp)?"
+                       r"|events\.out\.tfevents\..*")
+
+
+def delete_run(out_dir):
+    for name in os.listdir(out_dir) if os.path.isdir(out_dir) else ():
+        path = os.path.join(out_dir, name)
+        if RUN_FILES.fullmatch(name):
+            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+
+
+def drop_old_checkpoints(out_dir):
+    """Keep the folder last.json names and the one before it, should the disk lose that; of the best
+    one only what is needed to use it."""
+    best, last = (pointed(out_dir, pointer) for pointer in ("best.json", "last.json"))
+    resumable = [os.path.basename(folder) for folder in checkpoints(out_dir, last)][:2]
+    for name in os.listdir(out_dir):
+        if re.fullmatch(r"ckpt_\d+(\.tmp)?", name) and name not in resumable:
+            for f in os.listdir(os.path.join(out_dir, name)) if name == best else ():
+                if f in ("state.safetensors", "state.json"):
+                    os.remove(os.path.join(out_dir, name, f))
+            if name != best:
+                shutil.rmtree(os.path.join(out_dir, name))
+
+
+def checkpoint_steps(out_dir):
+    """The steps of a run's checkpoint folders, which are called ckpt_<step>, in order."""
+    names = os.listdir(out_dir) if os.path.isdir(out_dir) else ()
+    return sorted(int(name.removeprefix("ckpt_")) for name in names if re.fullmatch(r"ckpt_\d+", name))
+
+
+def checkpoints(out_dir, last=None):
+    """Checkpoint folders a run can go on from, the latest first, from the folder named `last` on."""
+    folders = [os.path.join(out_dir, f"ckpt_{step}") for step in reversed(checkpoint_steps(out_dir))
+               if last is None or step <= int(last.removeprefix("ckpt_"))]
+    return [folder for folder in folders if os.path.isfile(os.path.join(folder, "state.json"))]
+
+
+def find_resumable(out_dir):
+    """The folder last.json names, whole. If it is damaged, exits naming the one before it."""
+    last = pointed(out_dir, "last.json")
+    folders = checkpoints(out_dir, last)
+    if last and os.path.isdir(os.path.join(out_dir, last)) and os.path.join(out_dir, last) not in folders:
+        folders.insert(0, os.path.join(out_dir, last))  # without state.json: damaged
+    wrong = damage(folders[0]) if folders else "no checkpoint to resume from"
+    if wrong:
+        good = next((folder for folder in folders[1:] if not damage(folder)), None)
+        sys.exit(f"error: {wrong}; " + (f"the last good checkpoint is {good}: delete {folders[0]} to resume from there"
+                                        if good else f"{out_dir} has no other; use --overwrite to start again"))
+    return folders[0]
+
+
+def find_checkpoint(path):
+    """The checkpoint folder meant by `path`: itself, or the one a run folder points to."""
+    if path.endswith((".pt", ".pth", ".bin", ".pkl", ".ckpt")):
+        sys.exit(f"error: {path}: pickled checkpoints are never opened (unpickling runs code); "
+                 "name a run or checkpoint folder")
+    if not os.path.isdir(path):
+        sys.exit(f"error: no checkpoint at '{path}'")
+    if os.path.isfile(os.path.join(path, "config.json")):
+        return os.path.normpath(path)
+    for pointer in ("best.json", "last.json"):
+        name = pointed(path, pointer)
+        if name:
+            folder = os.path.join(path, name)
+            if not os.path.isdir(folder):
+                sys.exit(f"error: {os.path.join(path, pointer)} names {folder}, which is not there")
+            return folder
+    sys.exit(f"error: {path} holds no checkpoint (no config.json, best.json or last.json)")
+
+
+def read_checkpoint_config(folder):
+    """config.json of a checkpoint folder, of a format this code reads."""
+    verify(folder, ["config.json"])
+    config = read_json(os.path.join(folder, "config.json"), ("format_version", "model", "tokenizer", "tokenizer_sha256", "bos"))
+    if config["format_version"] != FORMAT_VERSION:
+        sys.exit(f"error: {folder} has checkpoint format {config['format_version']}, "
+                 f"this code reads {FORMAT_VERSION}")
+    return config
+
+
+def load_checkpoint(path, device="cpu"):
+    """A model in evaluation mode, its tokenizer and its config.json (and its weights' SHA-256), from a
+    run or checkpoint folder. Checksums are verified first."""
+    folder = find_checkpoint(path)
+    config = read_checkpoint_config(folder)
+    verify(folder, ["model.safetensors", config["tokenizer"]])
+    try:
+        cfg = ModelConfig(**config["model"])
+    except TypeError as e:
+        sys.exit(f"error: {folder}/config.json does not describe a model of ours: {e}")
+    model = LanguageModel(cfg)
+    weights = load_file(os.path.join(folder, "model.safetensors"))
+    if cfg.tie_weights:
+        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    model.load_state_dict(weights)
+    config["weights_sha256"] = weights_sha256(folder)
+    return model.to(device).eval(), load_tokenizer(os.path.join(folder, config["tokenizer"])), config
+
+
+def load_ensemble(paths, device):
+    """Models with one tokenizer, the tokenizer, and the first model's config.json."""
+    loaded = [load_checkpoint(path, device) for path in paths]
+    for path, (model, _, described) in zip(paths, loaded):
+        if described["tokenizer_sha256"] != loaded[0][2]["tokenizer_sha256"]:
+            sys.exit(f"error: {path} has another tokenizer than {paths[0]}; an ensemble needs one")
+        if not model.cfg.causal or model.cfg.n_labels:
+            kind = "classifier" if model.cfg.n_labels else "masked language model (causal=False)"
+            sys.exit(f"error: {path} is a {kind}: it gives text no probability")
+    return [model for model, _, _ in loaded], loaded[0][1], loaded[0][2]
+
+
+def run_folder(path):
+    """The run folder of a run or checkpoint folder."""
+    return os.path.dirname(os.path.abspath(path)) if os.path.isfile(os.path.join(path, "config.json")) else path
+
+
+def weights_sha256(path):
+    """What a run or checkpoint folder says its weights' SHA-256 is."""
+    return read_json(os.path.join(find_checkpoint(path), "sha256.json"), ["model.safetensors"])["model.safetensors"]
+
+
+def load_state(folder):
+    """(tensors, counters) that `save_checkpoint` was given as state."""
+    verify(folder, ["state.safetensors", "state.json"])
+    return load_file(os.path.join(folder, "state.safetensors")), read_json(os.path.join(folder, "state.json"), COUNTERS)
+
+
+def verify(folder, files):
+    """Exit if one of `files` is missing or is not what the folder's sha256.json says."""
+    wrong = damage(folder, files)
+    if wrong:
+        sys.exit(f"error: {wrong}")
+
+
+def damage(folder, files=None):
+    """What is wrong with `files` (all of them, if not named) by the folder's sha256.json, or ''."""
+    path = os.path.join(folder, "sha256.json")
+    try:
+        with open(path, encoding="utf-8") as f:
+            expected = dict(json.load(f))
+    except FileNotFoundError:
+        return f"{folder} is unfinished (no sha256.json)"
+    except (OSError, ValueError, TypeError) as e:
+        return f"cannot read {path}: {e}"
+    for f in expected if files is None else files:
+        path = os.path.join(folder, f)
+        if not os.path.isfile(path):
+            return f"{path} is missing"
+        try:
+            if sha256(path) != expected.get(f):
+                return f"{path} is damaged (SHA-256 differs from sha256.json)"
+        except OSError as e:
+            return f"cannot read {path}: {e}"
+    return ""
+
+

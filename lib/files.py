@@ -1,0 +1,89 @@
+"""Files: JSON, atomic replacement, locks, hashes, the code's revision."""
+import fcntl
+import hashlib
+import json
+import os
+import subprocess
+import sys
+
+FORMAT_VERSION = 1  # of data folders, checkpoints and teacher caches
+
+
+def read_json(path, keys=()):
+    """The JSON object in a file, which must have `keys`."""
+    try:
+        with open(path, encoding="utf-8") as f:
+            value = json.load(f)
+    except (OSError, ValueError) as e:
+        sys.exit(f"error: cannot read {path}: {e}")
+    if not isinstance(value, dict):
+        sys.exit(f"error: {path} is damaged: not a JSON object")
+    for key in keys:
+        if key not in value:
+            sys.exit(f"error: {path} is damaged: no '{key}'")
+    return value
+
+
+def write_json(path, value):
+    """Replace `path` by `value` in one step: a reader sees the old file or the new one."""
+    with open(path + ".tmp", "w", encoding="utf-8") as f:
+        json.dump(value, f, indent=1, ensure_ascii=False)
+        f.write("\n")
+        f.flush()
+        os.fsync(f.fileno())
+    os.replace(path + ".tmp", path)
+    flush_to_disk(os.path.dirname(path) or ".")
+
+
+def write_lines(path, lines):
+    """Replace a text file by `lines`, as write_json does; several processes may do so at once."""
+    tmp = f"{path}.{os.getpid()}.tmp"
+    with open(tmp, "w", encoding="utf-8") as f:
+        f.writelines(lines)
+    os.replace(tmp, path)
+
+
+def check_writable(path):
+    """Exit if a file cannot be put at `path`: before hours of work, not after."""
+    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or "."):
+        sys.exit(f"error: cannot write {path}: a folder, or in a folder that is not there")
+
+
+_locks = {}  # folder -> file descriptor, held until the process ends
+
+
+def lock(folder):
+    """Hold `folder` against other processes that write into it."""
+    folder = os.path.realpath(folder)
+    if folder not in _locks:
+        fd = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sys.exit(f"error: another process is writing into {folder}")
+        _locks[folder] = fd
+
+
+def flush_to_disk(path):
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def sha256(path):
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def git_revision():
+    """The code's commit, with + and a hash of the change if Python files differ from it; 'unknown' outside a checkout."""
+    def git(*args):
+        return subprocess.run(["git", "-C", os.path.dirname(os.path.dirname(os.path.abspath(__file__))), *args],
+                              capture_output=True, check=True).stdout.strip()
+    try:
+        change = git("diff", "HEAD", "--", "*.py")
+        return git("rev-parse", "--short", "HEAD").decode() + ("+" + hashlib.sha256(change).hexdigest()[:6] if change else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

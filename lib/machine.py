@@ -1,0 +1,176 @@
+"""The machine a run is on: device, arithmetic, compiling, ranks; what must not reach the weights; signals."""
+import ctypes
+import math
+import os
+import platform
+import re
+import signal
+import sys
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from lib.checkpoints import last_checkpoint
+
+
+class Machine(NamedTuple):
+    device: torch.device
+    rank: int = 0
+    world: int = 1         # ranks
+    micro_batch: int = 16  # sequences per forward on this rank
+    bf16: bool = False     # arithmetic in bfloat16
+    compile: bool = False
+
+    @property
+    def dtype(self):
+        """Of matrix products."""
+        return torch.bfloat16 if self.bf16 else torch.float32
+
+    def autocast(self):
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+
+
+def start_machine(cfg):
+    """The device, and whether its arithmetic is bfloat16."""
+    device = pick_device(cfg.device)
+    if cfg.deterministic == "on" or cfg.deterministic == "auto" and device.type == "cpu":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    return device, cfg.dtype == "bfloat16" or cfg.dtype == "auto" and multiplies_bf16(device)
+
+
+def pick_device(name):
+    """'auto', 'cpu' or 'cuda' as a torch.device; under torchrun each local rank its own GPU."""
+    if name == "cuda" and not torch.cuda.is_available():
+        sys.exit("error: device='cuda', but torch finds no CUDA device; use --device=cpu")
+    if name == "cpu" or not torch.cuda.is_available():
+        keep_freed_memory()
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # on CPU too: bfloat16 attention stays so
+        return torch.device("cpu")  # Apple's MPS is left out: nobody has tested it
+    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if device.index >= torch.cuda.device_count():
+        sys.exit(f"error: {torch.cuda.device_count()} GPUs here, fewer than --nproc_per_node")
+    torch.cuda.set_device(device)
+    return device
+
+
+def keep_freed_memory():
+    """Stop glibc from handing large freed blocks back to the kernel: faulting them in again at every
+    step cost a third of the time on CPU."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)          # M_MMAP_MAX: no block of its own mapping
+        libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: 2 GiB
+    except (OSError, AttributeError):
+        pass  # another C library
+
+
+def multiplies_bf16(device):
+    """True where the hardware multiplies bfloat16 faster than float32: AMX or AVX-512-BF16 on CPU."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    try:
+        with open("/proc/cpuinfo") as f:
+            return bool(re.search(r"\b(amx_bf16|avx512_bf16)\b", f.read()))
+    except OSError:
+        return False
+
+
+def can_compile(device, rank=0):
+    """Try torch.compile on a trivial function; one line of notice if the machine lacks what it needs."""
+    try:
+        torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
+        return True
+    except Exception as e:
+        if rank == 0:
+            reason = str(e).strip().splitlines()[0]
+            print(f"notice: running uncompiled, torch.compile does not work here: {reason}")
+        return False
+
+
+def hardware(device):
+    """The GPU's or CPU's name."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        with open("/proc/cpuinfo") as f:
+            return next(line.split(":")[1].strip() for line in f if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "cpu"
+
+
+def mean_over_ranks(values, machine):
+    if machine.world > 1:
+        dist.all_reduce(values)
+    return values / machine.world
+
+
+def seed_dropout(*key):
+    """Make what is drawn at random from here on follow from `key`: numbers of seed, step, micro-step and rank."""
+    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+# --- what must not reach the weights --------------------------------------------------------------
+
+class Guard:
+    """Takes the optimizers' steps, but keeps one whose loss or gradient is not finite away from weights and moments.
+    Where an optimizer can (fused AdamW), the device decides, through the flag that GradScaler sets, and the host
+    reads it when it logs; elsewhere the host waits for the device at every step."""
+
+    def __init__(self, cfg, machine, optimizers):
+        self.cfg, self.machine, self.optimizers = cfg, machine, optimizers
+        self.bad_steps = torch.zeros((), device=machine.device)         # since the last report
+        self.first = torch.full((2,), math.inf, device=machine.device)  # first bad step: of this rank's loss, of all
+
+    def step(self, step, loss, grad_norm):
+        mine = ~loss.isfinite()
+        bad = (mine | ~grad_norm.isfinite()).float()
+        if self.machine.world > 1:
+            dist.all_reduce(bad, dist.ReduceOp.MAX)  # all ranks skip or none
+        self.first = self.first.minimum(torch.where(torch.stack([mine, bad > 0]), step, math.inf))
+        self.bad_steps += bad
+        found_inf = bad if self.cfg.not_finite == "skip" else self.bad_steps.clamp(max=1)
+        for optimizer in self.optimizers:
+            if getattr(optimizer, "_step_supports_amp_scaling", False):
+                optimizer.found_inf = found_inf
+                optimizer.step()
+            elif not found_inf:
+                optimizer.step()
+
+    def report(self):
+        """{'skipped': steps since the last report}, or the end of the run."""
+        if self.cfg.not_finite == "skip":
+            skipped, self.bad_steps = int(self.bad_steps), torch.zeros_like(self.bad_steps)
+            return dict(skipped=skipped)
+        if self.bad_steps:
+            mine, first = self.first.tolist()
+            rank = torch.tensor(self.machine.rank if mine == first else self.machine.world, device=self.machine.device)
+            if self.machine.world > 1:
+                dist.all_reduce(rank, dist.ReduceOp.MIN)
+            culprit = f"the loss on rank {int(rank)}" if rank < self.machine.world else "the gradient"
+            sys.exit(f"error: {culprit} was not finite at step {int(first)}; the last good checkpoint is "
+                     f"{last_checkpoint(self.cfg.out_dir)}; lower learning_rate or raise warmup_iters, or skip such "
+                     "steps with --not_finite=skip")
+        return {}
+
+
+# --- signals --------------------------------------------------------------------------------------
+
+def catch_signals():
+    """A list that SIGTERM or Ctrl-C puts itself into, so that the loop saves and ends; the second ends at once."""
+    caught = []
+
+    def handler(number, frame):
+        caught.append(number)
+        release_signals()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, handler)
+    return caught
+
+
+def release_signals():
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)

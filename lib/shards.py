@@ -1,0 +1,88 @@
+"""Token shards: what prepare.py writes and everything else reads, memory-mapped.
+
+    data/<name>/  train_00000.bin val_00000.bin ... (uint16, little endian, no header), the tokenizer, meta.json
+
+meta.json is written last and names every other file with its SHA-256. No torch in here: prepare.py's worker
+processes start fast.
+"""
+import bisect
+import hashlib
+import os
+import sys
+
+import numpy as np
+
+from lib.files import FORMAT_VERSION, read_json, sha256
+
+DTYPE = np.dtype("<u2")  # a token on disk: vocabularies end at 65,536
+
+
+class Shards:
+    """One split of a data folder as a single memory-mapped token stream.
+
+    len() is the number of tokens; `windows(starts, n)` gives int64 (len(starts), n).
+    """
+
+    def __init__(self, data_dir, split):
+        self.meta = read_meta(data_dir)
+        names = [s for s in self.meta["shards"] if s["split"] == split]
+        if not names:
+            sys.exit(f"error: {data_dir} has no '{split}' split; prepare it again with one")
+        self.maps = [open_shard(data_dir, s) for s in names]
+        self.ends = np.cumsum([len(m) for m in self.maps]).tolist()
+
+    def __len__(self):
+        return self.ends[-1]
+
+    def windows(self, starts, n):
+        out = np.empty((len(starts), n), np.int64)
+        for row, start in zip(out, starts):
+            k, filled = bisect.bisect_right(self.ends, start), 0
+            start -= self.ends[k] - len(self.maps[k])
+            while filled < n:  # a window may reach over the end of a shard
+                part = self.maps[k][start:start + n - filled]
+                row[filled:filled + len(part)] = part
+                k, start, filled = k + 1, 0, filled + len(part)
+        return out
+
+
+def read_meta(data_dir):
+    """meta.json of a finished data folder."""
+    path = os.path.join(data_dir, "meta.json")
+    if not os.path.isdir(data_dir):
+        sys.exit(f"error: no data folder {data_dir}; make it with prepare.py")
+    if not os.path.isfile(path):
+        sys.exit(f"error: {data_dir} is unfinished (no meta.json); run prepare.py again")
+    meta = read_json(path, ("format_version", "vocab_size", "tokenizer", "tokenizer_sha256", "pad", "options", "shards"))
+    if not isinstance(meta["shards"], list) or not meta["shards"] or not all(
+            isinstance(s, dict) and all(isinstance(s.get(key), str) for key in ("split", "file", "sha256"))
+            and isinstance(s.get("tokens"), int) and s["tokens"] > 0 for s in meta["shards"]):
+        sys.exit(f"error: {path} is damaged: 'shards' does not describe shards")
+    if not isinstance(meta["tokenizer"], str) or not isinstance(meta["vocab_size"], int) or "bos" not in dict(meta["options"] or {}):
+        sys.exit(f"error: {path} is damaged: 'tokenizer', 'vocab_size' or 'options' is not what prepare.py writes")
+    if meta["format_version"] != FORMAT_VERSION:
+        sys.exit(f"error: {path} has format {meta['format_version']}, this code reads {FORMAT_VERSION}; "
+                 "prepare it again")
+    tokenizer = os.path.join(data_dir, meta["tokenizer"])
+    if not os.path.isfile(tokenizer) or sha256(tokenizer) != meta["tokenizer_sha256"]:
+        sys.exit(f"error: {tokenizer} is missing or not the tokenizer meta.json describes; prepare {data_dir} again")
+    return meta
+
+
+def data_sha256(meta):
+    """One hash for what a data folder's tokens are: its tokenizer and shards."""
+    parts = [meta["tokenizer_sha256"], *(s["sha256"] for s in meta["shards"])]
+    return hashlib.sha256(" ".join(parts).encode()).hexdigest()
+
+
+def open_shard(data_dir, entry):
+    """The shard as a read-only memory map, after its size and SHA-256 agree with meta.json."""
+    path = os.path.join(data_dir, entry["file"])
+    if not os.path.isfile(path):
+        sys.exit(f"error: {path} is missing; prepare {data_dir} again")
+    if os.path.getsize(path) != entry["tokens"] * DTYPE.itemsize:
+        sys.exit(f"error: {path} has {os.path.getsize(path)} bytes, meta.json says "
+                 f"{entry['tokens'] * DTYPE.itemsize}: truncated or foreign; prepare {data_dir} again")
+    if sha256(path) != entry["sha256"]:
+        sys.exit(f"error: {path} is not the shard meta.json describes (SHA-256 differs); prepare {data_dir} again")
+    return np.memmap(path, DTYPE, "r")

@@ -1,0 +1,138 @@
+"""What several test files use: a tiny recipe, runs of it, and what they leave."""
+import json
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+import torch
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+sys.path.insert(0, ROOT)
+
+import train  # noqa: E402
+from distill import DistillConfig  # noqa: E402
+from lib.checkpoints import load_checkpoint  # noqa: E402
+from train import TrainConfig  # noqa: E402
+
+# a model and recipe of which a step takes milliseconds
+TINY = dict(n_layer=2, n_head=2, n_embd=32, intermediate_size=48, block_size=64, seq_len=32, batch_size=8,
+            epochs=1, max_iters=6, eval_interval=3, eval_chunks=16, log_interval=1, learning_rate=1e-2, warmup_iters=2,
+            device="cpu", dtype="float32", compile="off")
+GPT2 = dict(arch="gpt2", tie_weights=True, norm_eps=1e-5, dropout=0.1)
+VOCAB = 500  # of the tests' corpus
+
+# real text and evaluation data, in the layout corpus/ and eval/; the tests that want them skip without
+REAL = os.environ.get("NANOBABYLLAMA_DATA", "")
+
+
+def real(*names):
+    """The path of something in the folder of real data, or skip."""
+    path = os.path.join(REAL, *names)
+    if not REAL or not os.path.exists(path):
+        pytest.skip(f"wants {os.path.join(*names)} in the folder that NANOBABYLLAMA_DATA names")
+    return path
+
+
+def thorough(cases, sample):
+    """All cases for `make test-all`, `sample` of them for `make test`."""
+    return [case if i < sample else pytest.param(case, marks=pytest.mark.thorough) for i, case in enumerate(cases)]
+
+
+def train_config(data, out, **change):
+    return TrainConfig(**{**TINY, **change, "data_dir": data, "out_dir": str(out)})
+
+
+def distill_config(data, out, **change):
+    return DistillConfig(**{**TINY, **change, "data_dir": data, "out_dir": str(out)})
+
+
+def run_train(data, out, **change):
+    train.main(train_config(data, out, **change))
+
+
+def flags_of(settings):
+    return [f"--{k}={','.join(v) if isinstance(v, (list, tuple)) else v}" for k, v in settings.items()]
+
+
+def start_torchrun(script, *args, ranks=2, **popen):
+    """A script on `ranks` processes of one thread each: the Popen."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    return subprocess.Popen([*launcher, os.path.join(ROOT, script), *args],
+                            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **popen},
+                            env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def torchrun(script, data, out, ranks=2, **change):
+    """The same, to its end, which must be a good one: what it printed."""
+    settings = {**TINY, **change, "data_dir": data, "out_dir": out}
+    child = start_torchrun(script, *flags_of(settings), ranks=ranks)
+    stdout, stderr = child.communicate()
+    assert child.returncode == 0, stderr[-3000:]
+    return stdout
+
+
+def records(out):
+    """The lines of a run's metrics.jsonl."""
+    return read_jsonl(os.path.join(out, "metrics.jsonl"))
+
+
+def read_jsonl(path):
+    with open(path) as f:
+        return [json.loads(line) for line in f]
+
+
+def weights(out):
+    return load_checkpoint(str(out))[0].state_dict()
+
+
+def assert_same(a, b, **tolerance):
+    """Two state dicts, bit for bit unless a tolerance is named."""
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], **(tolerance or dict(rtol=0, atol=0)))
+
+
+def cut_short(monkeypatch, after):
+    """Make a run die like a killed process at the beginning of optimizer step `after`."""
+    real_rate = train.learning_rate
+
+    def dying(cfg, step, total):
+        if step == after:
+            raise KeyboardInterrupt
+        return real_rate(cfg, step, total)
+    monkeypatch.setattr(train, "learning_rate", dying)
+
+
+def edit_json(path, **change):
+    with open(path) as f:
+        value = json.load(f)
+    with open(path, "w") as f:
+        json.dump({**value, **change}, f)
+
+
+def write_pairs(folder, task, rows):
+    """A task of minimal pairs, (good, bad) or (good, bad, phenomenon) each."""
+    os.makedirs(folder, exist_ok=True)
+    with open(os.path.join(folder, task + ".jsonl"), "w", encoding="utf-8") as f:
+        for good, bad, *term in rows:
+            named = {"linguistics_term": term[0]} if term else {}
+            f.write(json.dumps(dict(sentence_good=good, sentence_bad=bad, **named)) + "\n")
+
+
+def write_task(folder, task="rte", n=96, valid=32, labels=(0, 1), noise=0.0):
+    """A fine-tuning task a tiny model can learn: does the first text name a dog?"""
+    rng = random.Random(3)
+    os.makedirs(folder, exist_ok=True)
+    for split, count in (("train", n), ("valid", valid)):
+        with open(os.path.join(folder, f"{task}.{split}.jsonl"), "w") as f:
+            for i in range(count):
+                label = i % len(labels)
+                noun = ("cat", "dog", "boy")[label]
+                row = dict(sentence1=f"the {noun} sees a {rng.choice(['girl', 'teacher'])}.",
+                           sentence2=f"{rng.choice(['a', 'the'])} girl runs.",
+                           label=labels[label if rng.random() >= noise else 0], premise="the " + noun,
+                           hypothesis="a girl.")
+                f.write(json.dumps(row) + "\n")
+    return str(folder)
