@@ -80,7 +80,7 @@ class StateCache:
 
     def __init__(self, cfg, machine, data, i, teacher):
         self.cfg, self.machine, self.data = cfg, machine, data
-        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        with torch.no_grad(), machine.autocast(), torch.compiler.set_stance("force_eager"):
             states = teacher.states(to_batch(data.val[:1], machine.device))  # (1, T, ...)
         self.whole_numbers, self.row_shape = not states.is_floating_point(), states.shape[2:]
         self.dtype = np.int64 if self.whole_numbers else np.int16  # NumPy has no bfloat16: its bits

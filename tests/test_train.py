@@ -3,45 +3,34 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
-from conftest import GPT2, ROOT, TINY, run_train
 
-import chunks
-import disk
+import lib.runs
 import prepare
 import train
+from helpers import (
+    GPT2,
+    TINY,
+    VOCAB,
+    assert_same,
+    cut_short,
+    edit_json,
+    records,
+    run_train,
+    torchrun,
+    train_config,
+    weights,
+)
+from lib.checkpoints import load_checkpoint, load_state
+from lib.data import n_chunks
+from lib.files import sha256
+from lib.shards import Shards
+from lib.tokenizers import load_tokenizer
 from model import LanguageModel
 from train import TrainConfig, start
-
-
-def records(out):
-    return [json.loads(line) for line in open(os.path.join(out, "metrics.jsonl"))]
-
-
-def weights(out):
-    return disk.load_checkpoint(str(out))[0].state_dict()
-
-
-def assert_same(a, b, **tolerance):
-    assert a.keys() == b.keys()
-    for name in a:
-        torch.testing.assert_close(a[name], b[name], **(tolerance or dict(rtol=0, atol=0)))
-
-
-def cut_short(monkeypatch, after):
-    """Make a run die like a killed process at the beginning of optimizer step `after`."""
-    real = train.learning_rate
-
-    def dying(cfg, step, total):
-        if step == after:
-            raise KeyboardInterrupt
-        return real(cfg, step, total)
-    monkeypatch.setattr(train, "learning_rate", dying)
 
 
 def test_it_learns_and_writes_what_it_says(data, tmp_path):
@@ -49,10 +38,10 @@ def test_it_learns_and_writes_what_it_says(data, tmp_path):
     log = records(tmp_path / "r")
     assert [r["step"] for r in log] == [5, 10, 15, 20, 25, 30]
     assert log[-1]["val_ce"] < 0.8 * math.log(500) and log[-1]["tokens"] == 30 * 8 * 32
-    model, tokenizer, config = disk.load_checkpoint(str(tmp_path / "r"))
+    model, tokenizer, config = load_checkpoint(str(tmp_path / "r"))
     assert config["val_ce"] == min(r.get("val_ce", 9) for r in log) and config["bos"] == "line"
     # validation loss again, by hand, in float64, one chunk at a time
-    shards = disk.Shards(data, "val")
+    shards = Shards(data, "val")
     n = (len(shards) - 1) // 32
     chosen = np.random.default_rng(2023).permutation(n)[:16]
     chunks = torch.from_numpy(shards.windows(chosen * 32, 33))
@@ -90,7 +79,7 @@ def test_resume_is_the_same_run_bit_for_bit(data, tmp_path, monkeypatch, change)
     drop = lambda r: {k: v for k, v in r.items() if k != "tokens_per_s"}
     assert list(map(drop, records(tmp_path / "whole"))) == list(map(drop, records(tmp_path / "cut")))
     folders = [os.path.join(tmp_path / r, json.load(open(tmp_path / r / "last.json"))["folder"]) for r in ("whole", "cut")]
-    assert_same(*(disk.load_state(f)[0] for f in folders))
+    assert_same(*(load_state(f)[0] for f in folders))
 
 
 def test_two_ranks_equal_one(data, tmp_path):
@@ -101,15 +90,6 @@ def test_two_ranks_equal_one(data, tmp_path):
         assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
         assert a.get("val_ce") == (pytest.approx(b["val_ce"], abs=1e-4) if "val_ce" in b else None)
     assert_same(weights(tmp_path / "one"), weights(tmp_path / "two"), rtol=1e-3, atol=1e-3)
-
-
-def torchrun(script, data, out, **change):
-    settings = {**TINY, **change, "data_dir": data, "out_dir": out}
-    flags = [f"--{k}={','.join(v) if isinstance(v, (list, tuple)) else v}" for k, v in settings.items()]
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", os.path.join(ROOT, script), *flags],
-                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
 
 
 def test_compiled_equals_plain(data, tmp_path):
@@ -124,32 +104,39 @@ def test_compiled_equals_plain(data, tmp_path):
 
 def test_each_epoch_sees_each_chunk_once_in_another_order(data):
     cfg = TrainConfig(**{**TINY, "data_dir": data, "out_dir": "none", "epochs": 2, "max_iters": 0})
-    run = start(cfg)
-    order = chunks.ChunkOrder(cfg, run)
+    machine, order = start(cfg)
     per_epoch, total = order.starts[1], order.total
-    assert total == 2 * per_epoch and per_epoch == ((len(run.shards) - 1) // 32) // 8
+    assert total == 2 * per_epoch and per_epoch == ((len(order.shards) - 1) // 32) // 8
     epochs = [[i for s in range(per_epoch) for i in order.batch(e * per_epoch + s, 0).index.tolist()] for e in (0, 1)]
     assert len(set(epochs[0])) == len(epochs[0]) == per_epoch * 8 and epochs[0] != epochs[1]
     batch = order.batch(1, 0)
-    stream = run.shards.windows([0], len(run.shards))[0]
+    stream = order.shards.windows([0], len(order.shards))[0]
     for x, y, i in zip(batch.x, batch.y, batch.index.tolist()):
         assert x.tolist() == stream[i * 32:i * 32 + 32].tolist() and y.tolist() == stream[i * 32 + 1:i * 32 + 33].tolist()
 
 
 def test_random_offsets_stay_inside_and_change(data):
     cfg = TrainConfig(**{**TINY, "data_dir": data, "out_dir": "none", "random_offset": True})
-    run = start(cfg)
-    order = chunks.ChunkOrder(cfg, run)
+    machine, order = start(cfg)
     for epoch in (0, 1):
         order.batch(order.starts[epoch], 0)
         assert order.offsets.min() == 0 and order.offsets.max() == 31
-        assert (order.chunks * 32 + order.offsets).max() + 33 <= len(run.shards)
+        assert (order.chunks * 32 + order.offsets).max() + 33 <= len(order.shards)
+
+
+def test_eval_chunks_is_an_upper_bound(data, tmp_path, capsys):
+    run_train(data, tmp_path / "all", eval_chunks=0)
+    run_train(data, tmp_path / "more", eval_chunks=100_000)
+    assert "validation chunks of 32 tokens, fewer than eval_chunks=100000: all of them are used" in capsys.readouterr().out
+    a, b = ([r["val_ce"] for r in records(tmp_path / name) if "val_ce" in r] for name in ("all", "more"))
+    assert a == b
 
 
 def test_decay_reaches_matrices_only():
-    cfg = TrainConfig(**{**TINY, **GPT2, "weight_decay": 0.5})
+    cfg = train_config("none", "none", **GPT2, weight_decay=0.5, vocab_size=VOCAB)
     model = LanguageModel(train.model_config(cfg))
-    decayed, others = train.make_optimizer(model, cfg).param_groups
+    (optimizer,) = train.make_optimizers(train.Trainee(model), cfg)
+    decayed, others = optimizer.param_groups
     assert decayed["weight_decay"] == 0.5 and others["weight_decay"] == 0
     names = {id(p): n for n, p in model.named_parameters()}
     assert all(names[id(p)].endswith(("bias", "norm.weight", "layernorm.weight")) for p in others["params"])
@@ -172,27 +159,27 @@ def test_a_diverging_run_stops_before_a_checkpoint(data, tmp_path):
 
 def test_the_best_and_the_last_two_are_kept(data, tmp_path, monkeypatch):
     losses = iter([3.0, 2.0, 4.0, 2.5])
-    monkeypatch.setattr(chunks, "evaluate", lambda *a: next(losses))
+    monkeypatch.setattr(lib.runs, "evaluate", lambda *a: next(losses))
     run_train(data, tmp_path / "r", max_iters=8, eval_interval=2)
     last, best = (json.load(open(tmp_path / "r" / f"{p}.json")) for p in ("last", "best"))
     assert (best["step"], best["val_ce"], last["step"]) == (4, 2.0, 8)
     assert sorted(f for f in os.listdir(tmp_path / "r") if f.startswith("ckpt_")) == ["ckpt_4", "ckpt_6", "ckpt_8"]
     assert "state.safetensors" not in os.listdir(tmp_path / "r" / "ckpt_4")
-    assert disk.load_checkpoint(str(tmp_path / "r"))[2]["step"] == 4  # a run folder means its best
+    assert load_checkpoint(str(tmp_path / "r"))[2]["step"] == 4  # a run folder means its best
 
 
 # --- bad input ------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("change,message", [
     (dict(data_dir="nowhere"), "no data folder nowhere"),
-    (dict(vocab_size=501), "vocab_size=501, but .* has 500: use --vocab_size=500"),
-    (dict(seq_len=65), "seq_len=65 are longer than the model's block_size=64"),
+    (dict(vocab_size=501), "vocab_size=501 must be 0 or that of .*, 500"),
+    (dict(seq_len=65), "seq_len=65 must be at most the model's block_size=64"),
     (dict(batch_size=0), "batch_size=0 must be at least 1"),
-    (dict(batch_size=8, micro_batch_size=3), "must be a multiple of micro_batch_size"),
+    (dict(batch_size=8, micro_batch_size=3), "batch_size=8 must be a multiple of micro_batch_size"),
     (dict(batch_size=8000), "training chunks of 32 tokens, fewer than batch_size=8000"),
-    (dict(eval_chunks=100000), "validation chunks of 32 tokens, eval_chunks=100000; use --eval_chunks=0"),
     (dict(n_head=3), "n_embd=32 must be a multiple of n_head=3"),
-    (dict(n_kv_head=4), "must be a multiple of n_kv_head=4"),
+    (dict(n_head=32), "n_embd=32 must be an even multiple of n_head=32"),
+    (dict(n_kv_head=4), "n_head=2 must be a multiple of n_kv_head=4"),
     (dict(n_layer=0), "n_layer=0 must be at least 1"),
     (dict(dropout=1.0), "dropout=1.0 must be below 1"),
     (dict(resume=True, overwrite=True), "must be without --resume"),
@@ -208,11 +195,6 @@ def test_bad_settings_are_one_line(data, tmp_path, change, message):
     assert "\n" not in str(e.value) and not os.path.exists(tmp_path / "r")
 
 
-def edit(path, **change):
-    value = json.load(open(path))
-    json.dump({**value, **change}, open(path, "w"))
-
-
 def copied(data, tmp_path):
     shutil.copytree(data, tmp_path / "d")
     return tmp_path / "d"
@@ -222,7 +204,7 @@ def copied(data, tmp_path):
     (lambda d: os.remove(d / "meta.json"), "is unfinished"),
     (lambda d: open(d / "meta.json", "w").write('{"format'), "cannot read .*meta.json"),
     (lambda d: open(d / "meta.json", "w").write('{"format_version": 1}'), "meta.json is damaged: no 'vocab_size'"),
-    (lambda d: edit(d / "meta.json", format_version=99), "has format 99"),
+    (lambda d: edit_json(d / "meta.json", format_version=99), "has format 99"),
     (lambda d: os.remove(d / "val_00000.bin"), "val_00000.bin is missing"),
     (lambda d: os.truncate(d / "train_00000.bin", 1000), "train_00000.bin has 1000 bytes"),
     (lambda d: open(d / "train_00000.bin", "r+b").write(b"\1\0\2\0\1"), "not the shard meta.json describes"),
@@ -282,7 +264,7 @@ def rewrite(path, value):
     """Another content with a right checksum."""
     json.dump(value, open(path, "w"))
     sums = os.path.join(os.path.dirname(path), "sha256.json")
-    json.dump({**json.load(open(sums)), os.path.basename(path): disk.sha256(path)}, open(sums, "w"))
+    json.dump({**json.load(open(sums)), os.path.basename(path): sha256(path)}, open(sums, "w"))
 
 
 def flip(path, position):
@@ -313,7 +295,7 @@ def test_checkpoints_by_words_seen(data, tmp_path):
     kept = sorted(name for name in os.listdir(tmp_path / "run") if name.startswith("chck_"))
     assert kept == ["chck_10M", "chck_20M", "chck_3M", "chck_6M", "chck_9M"]  # 3, 6, 9, 12, 15, 18, 21, 24
     for name, step in (("chck_3M", 1), ("chck_9M", 3), ("chck_10M", 4), ("chck_20M", 7)):
-        model, _, described = disk.load_checkpoint(str(tmp_path / "run" / name))
+        model, _, described = load_checkpoint(str(tmp_path / "run" / name))
         assert described["step"] == step
     run_train(str(tmp_path / "data"), tmp_path / "short", max_iters=4, warmup_iters=100)
     run_train(str(tmp_path / "data"), tmp_path / "cut", keep_words=True, max_iters=8, warmup_iters=100)
@@ -321,7 +303,7 @@ def test_checkpoints_by_words_seen(data, tmp_path):
     shutil.rmtree(tmp_path / "cut/ckpt_8")
     run_train(str(tmp_path / "data"), tmp_path / "cut", max_iters=7, warmup_iters=100, resume=True)  # from ckpt_6
     assert not os.path.exists(tmp_path / "cut/chck_20M") and os.path.exists(tmp_path / "cut/chck_10M")  # of a step that was taken back
-    a, b = (disk.load_checkpoint(str(tmp_path / name))[0].state_dict() for name in ("short/ckpt_4", "cut/chck_10M"))
+    a, b = (load_checkpoint(str(tmp_path / name))[0].state_dict() for name in ("short/ckpt_4", "cut/chck_10M"))
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert not os.path.exists(tmp_path / "cut/chck_10M/state.json")
 
@@ -336,22 +318,21 @@ def test_a_curriculum_adds_buckets(tmp_path):
     prepare.main(prepare.PrepareConfig(input_dir=str(tmp_path / "text"), data_dir=data, vocab_size=330))
     settings = {**TINY, "vocab_size": 330, "data_dir": data, "out_dir": str(tmp_path / "run"), "epochs": 6, "max_iters": 0, "eval_interval": 0,
                 "curriculum": ("childes", "qed cbt"), "curriculum_epochs": 2}
-    run = start(TrainConfig(**settings))
-    order = chunks.ChunkOrder(TrainConfig(**settings), run)
-    tokenizer = disk.load_tokenizer(f"{data}/tokenizer.model")
+    _, order = start(TrainConfig(**settings))
+    tokenizer = load_tokenizer(f"{data}/tokenizer.model")
     for epoch in range(6):
         seen = [i for step in range(order.starts[epoch], order.starts[epoch + 1]) for i in order.batch(step, 0).index.tolist()]
         assert len(set(seen)) == len(seen)
-        words = {word for i in seen for word in tokenizer.decode(run.shards.windows([i * 32 + 16], 8)[0]).split()}
-        easy, all_of_it = (run.shards.meta["words"]["train"][s] / sum(run.shards.meta["words"]["train"].values()) for s in ("childes", "cbt"))
+        words = {word for i in seen for word in tokenizer.decode(order.shards.windows([i * 32 + 16], 8)[0]).split()}
+        easy, all_of_it = (order.shards.meta["words"]["train"][s] / sum(order.shards.meta["words"]["train"].values()) for s in ("childes", "cbt"))
         assert ("hard" in words, "middle" in words, "easy" in words) == ((False, False, True) if epoch < 2 else (True, True, True))
-        assert len(seen) == pytest.approx(chunks.n_chunks(TrainConfig(**settings), run.shards) * (easy if epoch < 2 else 1), rel=0.1)
+        assert len(seen) == pytest.approx(n_chunks(TrainConfig(**settings), order.shards) * (easy if epoch < 2 else 1), rel=0.1)
     train.main(TrainConfig(**settings))
     ends = [r["epoch"] for r in records(tmp_path / "run") if "val_ce" in r]
     assert ends == [1, 2, 3, 4, 5, 6] and [r["step"] for r in records(tmp_path / "run") if "val_ce" in r] == order.starts[1:]
     for wrong in (("childes",), ("childes", "qed cbt", "x")):
         with pytest.raises(SystemExit, match="must name each source"):
-            chunks.ChunkOrder(TrainConfig(**{**settings, "curriculum": wrong}), run)
+            start(TrainConfig(**{**settings, "curriculum": wrong, "out_dir": "none"}))
 
 
 def test_training_starts_from_other_weights(data, tmp_path):

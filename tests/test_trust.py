@@ -13,18 +13,32 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from conftest import GPT2, ROOT, TINY, run_train
-from test_distill import config
-from test_train import assert_same, records, torchrun, weights
 
-import chunks
-import disk
 import distill
+import lib.checkpoints
+import lib.files
+import lib.runs
 import train
+from helpers import (
+    GPT2,
+    ROOT,
+    TINY,
+    assert_same,
+    distill_config,
+    records,
+    run_train,
+    thorough,
+    torchrun,
+    weights,
+)
+from lib import configurator
+from lib.checkpoints import RUN_FILES, find_resumable, load_checkpoint, load_state, read_checkpoint_config
+from lib.files import sha256
 from train import TrainConfig
 
 # what the runs below do: (program, settings)
@@ -40,15 +54,10 @@ PLAIN = [name for name in RUNS if "compiled" not in name]
 STEPS = dict(max_iters=8, eval_interval=3, log_interval=1)
 
 
-def thorough(cases, sample):
-    """All cases for `make test-all`, `sample` of them for `make test`."""
-    return [case if i < sample else pytest.param(case, marks=pytest.mark.thorough) for i, case in enumerate(cases)]
-
-
 def settings(name, data, teachers, out, **change):
     program, own = RUNS[name]
     if program == "distill":
-        return config(data, out, **{**STEPS, **own, "teachers": tuple(teachers[:2]), **change})
+        return distill_config(data, out, **{**STEPS, **own, "teachers": tuple(teachers[:2]), **change})
     return TrainConfig(**{**TINY, **STEPS, **own, "data_dir": data, "out_dir": str(out), **change})
 
 
@@ -113,7 +122,7 @@ def in_child(work, kill_at_event=None, kill_after=None, number=signal.SIGKILL):
 def assert_same_run(a, b):
     """Weights, optimizer state and metrics, bit for bit; no step twice and none missing."""
     assert_same(weights(a), weights(b))
-    states = [disk.load_state(disk.find_resumable(str(r))) for r in (a, b)]
+    states = [load_state(find_resumable(str(r))) for r in (a, b)]
     assert_same(states[0][0], states[1][0])
     assert states[0][1] == states[1][1]
     logs = [[{k: v for k, v in r.items() if k != "tokens_per_s"} for r in records(r)] for r in (a, b)]
@@ -203,7 +212,7 @@ def test_torchrun_restarts_go_on(data, teachers, tmp_path):
 # --- a save that fails ----------------------------------------------------------------------------
 
 FAILING = {"fsync": (os, "fsync"), "rename": (os, "rename"), "replace": (os, "replace"), "copy": (shutil, "copy"), "makedirs": (os, "makedirs"),
-           "rmtree": (shutil, "rmtree"), "remove": (os, "remove"), "json": (json, "dump"), "sha256": (disk, "sha256")}
+           "rmtree": (shutil, "rmtree"), "remove": (os, "remove"), "json": (json, "dump"), "sha256": (lib.checkpoints, "sha256")}
 
 
 @pytest.mark.parametrize("what", FAILING)
@@ -212,20 +221,20 @@ def test_every_step_of_a_save_may_fail_once(data, teachers, tmp_path, monkeypatc
     """One call of one function raises; `call` counts round and round through those a whole run makes."""
     name, calls, failing_call = PLAIN[0], [], None
     module, function = FAILING[what]
-    real, measured = getattr(module, function), chunks.evaluate
+    real, measured = getattr(module, function), lib.runs.evaluate
 
     def counting(*args, **kwargs):
-        if what in ("fsync", "json") or any(disk.RUN_FILES.search(str(a)) for a in args):
+        if what in ("fsync", "json") or any(RUN_FILES.search(str(a)) for a in args):
             calls.append(args)
             if len(calls) - 1 == failing_call:
                 raise OSError(errno.ENOSPC, "No space left on device", str(args[0]))
         return real(*args, **kwargs)
-    monkeypatch.setattr(chunks, "evaluate", lambda *a: -measured(*a))  # the first checkpoint stays the best: files are removed from it
+    monkeypatch.setattr(lib.runs, "evaluate", lambda *a: -measured(*a))  # the first checkpoint stays the best: files are removed from it
     with monkeypatch.context() as m:
         m.setattr(module, function, counting)
         run(name, data, teachers, tmp_path / "whole")
         failing_call, calls[:] = call % len(calls), []
-        with pytest.raises(OSError, match="No space left"):  # config.run makes one line of it
+        with pytest.raises(OSError, match="No space left"):  # launch makes one line of it
             run(name, data, teachers, tmp_path / "r")
     run(name, data, teachers, tmp_path / "r")
     assert_same_run(tmp_path / "whole", tmp_path / "r")
@@ -238,9 +247,8 @@ def test_a_file_size_limit_loses_nothing(data, teachers, tmp_path, whole, capfd,
 
     def limited():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-        import config as settings_module
-        settings_module.configure = lambda cls: settings(name, data, teachers, tmp_path / "r")
-        settings_module.run(train.main, TrainConfig)
+        configurator.configure = lambda *_, **__: settings(name, data, teachers, tmp_path / "r")
+        configurator.launch(train.main, TrainConfig)
     assert in_child(limited) in (0, 1)
     err = capfd.readouterr().err
     assert "Traceback" not in err and (not err or err.startswith("error: "))
@@ -257,9 +265,8 @@ def test_a_full_disk_loses_nothing(data, teachers, tmp_path, whole, capfd):
         pytest.skip("needs the right to mount a small disk")
     try:
         def full():
-            import config as settings_module
-            settings_module.configure = lambda cls: settings(name, data, teachers, mount / "r")
-            settings_module.run(train.main, TrainConfig)
+            configurator.configure = lambda *_, **__: settings(name, data, teachers, mount / "r")
+            configurator.launch(train.main, TrainConfig)
         assert in_child(full) == 1 and capfd.readouterr().err.startswith("error: ")
         assert json.load(open(mount / "r" / "last.json"))["step"] == 3  # the second did not fit
         subprocess.run(["mount", "-o", f"remount,size={10 * size}", mount], check=True)
@@ -290,12 +297,19 @@ def test_a_damaged_last_checkpoint_names_the_one_before(data, teachers, tmp_path
 
 # --- guards ---------------------------------------------------------------------------------------
 
+def train_with(cfg, loss_fn):
+    machine, chunks = train.start(cfg)
+    keeper = lib.runs.Keeper(cfg, machine, chunks)
+    trainee = train.Trainee(train.new_model(cfg, machine, chunks))
+    train.train(cfg, machine, chunks, trainee, partial(loss_fn, cfg=cfg, machine=machine), keeper)
+
+
 def poisoned(at, real=train.next_token_loss):
     """next_token_loss with a gradient that is not finite at step `at`."""
     calls = []
 
-    def loss_fn(*args):
-        loss, parts = real(*args)
+    def loss_fn(*args, **kw):
+        loss, parts = real(*args, **kw)
         calls.append(1)
         return loss * (math.nan if len(calls) == at else 1), parts
     return loss_fn
@@ -304,7 +318,7 @@ def poisoned(at, real=train.next_token_loss):
 def test_a_step_that_is_not_finite_stops_the_run_and_reaches_nothing(data, tmp_path):
     cfg = TrainConfig(**{**TINY, "data_dir": data, "out_dir": str(tmp_path / "r"), "log_interval": 3, "eval_interval": 2})
     with pytest.raises(SystemExit, match=r"the loss on rank 0 was not finite at step 5; the last good checkpoint is .*ckpt_4"):
-        train.train(cfg, train.start(cfg), poisoned(5))
+        train_with(cfg, poisoned(5))
     assert all(w.isfinite().all() for w in weights(tmp_path / "r").values())
     run_train(data, tmp_path / "r", log_interval=3, eval_interval=2, resume=True)
     run_train(data, tmp_path / "whole", log_interval=3, eval_interval=2)
@@ -313,10 +327,10 @@ def test_a_step_that_is_not_finite_stops_the_run_and_reaches_nothing(data, tmp_p
 
 def test_a_step_that_is_not_finite_is_skipped_if_so_chosen(data, tmp_path):
     cfg = TrainConfig(**{**TINY, "data_dir": data, "out_dir": str(tmp_path / "r"), "max_iters": 4, "eval_interval": 3, "not_finite": "skip"})
-    train.train(cfg, train.start(cfg), poisoned(4))
-    before, after = (disk.load_checkpoint(str(tmp_path / "r" / f))[0].state_dict() for f in ("ckpt_3", "ckpt_4"))
+    train_with(cfg, poisoned(4))
+    before, after = (load_checkpoint(str(tmp_path / "r" / f))[0].state_dict() for f in ("ckpt_3", "ckpt_4"))
     assert_same(before, after)
-    assert_same(*({k: v for k, v in disk.load_state(str(tmp_path / "r" / f))[0].items() if not k.startswith("step.")} for f in ("ckpt_3", "ckpt_4")))
+    assert_same(*({k: v for k, v in load_state(str(tmp_path / "r" / f))[0].items() if not k.startswith("step.")} for f in ("ckpt_3", "ckpt_4")))
     log = records(tmp_path / "r")
     assert [r["skipped"] for r in log] == [0, 0, 0, 1] and log[3]["loss"] is None
     train.main(TrainConfig(**{**vars(cfg), "resume": True, "max_iters": 6}))  # and it goes on
@@ -325,9 +339,10 @@ def test_a_step_that_is_not_finite_is_skipped_if_so_chosen(data, tmp_path):
 
 def test_a_rank_whose_loss_is_not_finite_is_named(data, teachers, tmp_path):
     (tmp_path / "poison.py").write_text(
-        "import os, sys as _sys, math\n_m = _sys.modules['__main__']\n_real, _calls = _m.apply_loss, []\n"
-        "def _poisoned(*args):\n    loss, parts = _real(*args)\n    _calls.append(1)\n"
-        "    return (loss * math.nan if len(_calls) == 4 and os.environ['RANK'] == '1' else loss), parts\n_m.apply_loss = _poisoned\n")
+        "import os, sys as _sys, math\n_m = _sys.modules['__main__']\n_real, _calls = _m.chunked_loss, []\n"
+        "def _poisoned(*args, **kw):\n    loss, parts = _real(*args, **kw)\n    _calls.append(1)\n"
+        "    bad = len(_calls) == 4 and os.environ['RANK'] == '1'\n"
+        "    return (loss * math.nan if bad else loss), parts\n_m.chunked_loss = _poisoned\n")
     change = {**TINY, **STEPS, "teachers": teachers[0], "data_dir": data, "out_dir": tmp_path / "r"}
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", f"{ROOT}/distill.py", str(tmp_path / "poison.py"),
                            *(f"--{k}={v}" for k, v in change.items())], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -336,7 +351,7 @@ def test_a_rank_whose_loss_is_not_finite_is_named(data, teachers, tmp_path):
 
 
 def test_a_validation_loss_that_is_not_finite_becomes_no_checkpoint(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(chunks, "evaluate", lambda *a: math.inf)
+    monkeypatch.setattr(lib.runs, "evaluate", lambda *a: math.inf)
     with pytest.raises(SystemExit, match="validation loss is not finite at step 3"):
         run_train(data, tmp_path / "r")
     assert not os.path.exists(tmp_path / "r" / "last.json")
@@ -346,7 +361,7 @@ def test_one_process_to_a_run_folder(data, tmp_path, capfd):
     run_train(data, tmp_path / "r", max_iters=3)
 
     def second():
-        disk._locks.clear()  # as another process would, whose parent did not hold it
+        lib.files._locks.clear()  # as another process would, whose parent did not hold it
         run_train(data, tmp_path / "r", max_iters=6, resume=True)
     assert in_child(second) == 1 and "another process is writing into" in capfd.readouterr().err
 
@@ -358,16 +373,16 @@ def test_a_pickle_is_never_opened(tmp_path, data):
             return open, (str(tmp_path / "exploded"), "w")
     torch.save({"model": Bomb()}, tmp_path / "teacher.pt")
     with pytest.raises(SystemExit, match="pickled checkpoints are never opened"):
-        distill.main(config(data, tmp_path / "s", teachers=(str(tmp_path / "teacher.pt"),)))
+        distill.main(distill_config(data, tmp_path / "s", teachers=(str(tmp_path / "teacher.pt"),)))
     run_train(data, tmp_path / "t", max_iters=3)
     shutil.copy(tmp_path / "teacher.pt", tmp_path / "t" / "ckpt_3" / "model.safetensors")
     with pytest.raises(SystemExit, match="model.safetensors is damaged"):
-        distill.main(config(data, tmp_path / "s", teachers=(str(tmp_path / "t"),)))
+        distill.main(distill_config(data, tmp_path / "s", teachers=(str(tmp_path / "t"),)))
     sums = json.load(open(tmp_path / "t" / "ckpt_3" / "sha256.json"))
-    sums["model.safetensors"] = disk.sha256(tmp_path / "t" / "ckpt_3" / "model.safetensors")
+    sums["model.safetensors"] = sha256(tmp_path / "t" / "ckpt_3" / "model.safetensors")
     json.dump(sums, open(tmp_path / "t" / "ckpt_3" / "sha256.json", "w"))
     with pytest.raises(Exception, match="(?i)header|safetensor"):
-        distill.main(config(data, tmp_path / "s", teachers=(str(tmp_path / "t"),)))
+        distill.main(distill_config(data, tmp_path / "s", teachers=(str(tmp_path / "t"),)))
     assert not os.path.exists(tmp_path / "exploded")
 
 
@@ -379,7 +394,7 @@ def test_the_best_is_decided_again_where_the_user_deleted_it(data, tmp_path):
     shutil.rmtree(tmp_path / "run/ckpt_8")
     run_train(data, tmp_path / "run", eval_interval=2, max_iters=10, resume=True, learning_rate=30.0, min_lr=30.0, grad_clip=0.0)
     assert step()["folder"] == "ckpt_6"
-    assert step()["val_ce"] == disk.read_checkpoint_config(str(tmp_path / "run/ckpt_6"))["val_ce"]
+    assert step()["val_ce"] == read_checkpoint_config(str(tmp_path / "run/ckpt_6"))["val_ce"]
     assert min(r["val_ce"] for r in records(tmp_path / "run") if "val_ce" in r) == step()["val_ce"]
 
 
@@ -406,8 +421,8 @@ def test_what_the_data_order_depends_on_stays_as_it_was(data, tmp_path, change):
 
 
 def test_a_signal_during_the_last_validation_is_not_lost(data, tmp_path, monkeypatch):
-    measured = chunks.evaluate
-    monkeypatch.setattr(chunks, "evaluate", lambda *a: (signal.raise_signal(signal.SIGTERM), measured(*a))[1])
+    measured = lib.runs.evaluate
+    monkeypatch.setattr(lib.runs, "evaluate", lambda *a: (signal.raise_signal(signal.SIGTERM), measured(*a))[1])
     with pytest.raises(SystemExit, match="run is complete"):
         run_train(data, tmp_path / "run", max_iters=3)
     assert json.load(open(tmp_path / "run/last.json"))["step"] == 3
