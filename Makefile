@@ -1,26 +1,34 @@
-# The two commands are `make demo` and `make test`. Both make .venv and install what is pinned.
+# The two commands are `make demo` and `make test`. Both make .venv and install what constraints.txt pins.
 PYTHON ?= python3
 PY = .venv/bin/python
+PIP = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses=4
 
-.PHONY: demo test test-all clean
+.PHONY: demo test quick test-all lint clean
 
 demo: .venv/runs        # the whole pipeline on text it makes itself, a few minutes on two CPU cores
-	$(PY) demo.py
+	$(PY) -m tools.demo
 
 test: .venv/tests       # no network, no GPU, a few minutes on two CPU cores
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses=4 -m "not thorough" tests
+	$(PYTEST) -m "not thorough" tests
+
+quick: .venv/tests      # half a minute, after each change
+	$(PYTEST) -m "not slow and not thorough" tests
 
 test-all: .venv/tests   # the whole of what `make test` samples: kills, failing saves, fuzzed settings
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses=4 tests
+	$(PYTEST) tests
 
-.venv/runs: requirements.txt
+lint: .venv/tests       # line length, unused names, import order
+	.venv/bin/ruff check
+
+.venv/runs: requirements.txt constraints.txt
 	$(PYTHON) -m venv .venv
-	$(PY) -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(PIP) -r requirements.txt
 	touch $@
 
 .venv/tests: .venv/runs tests/requirements.txt
-	$(PY) -m pip install --quiet --disable-pip-version-check -r tests/requirements.txt
+	$(PIP) -r tests/requirements.txt
 	touch $@
 
 clean:                  # not data/ and out/: they are yours
-	rm -rf .venv demo .pytest_cache
+	rm -rf .venv demo .pytest_cache .ruff_cache

@@ -33,13 +33,13 @@ class DistillConfig(TrainConfig):
     teachers: tuple[str, ...] = ()         # run or checkpoint folders; their logits are averaged
     alpha: float = 0.5                     # weight of CE; 1 - alpha is the weight of T^2 KL
     temperature: float = 2.0
-    kl_reduction: Literal["token", "sequence"] = "token"  # 'sequence' sums KL over positions: the published code
-    teacher_cache: str = ""                # folder: compute the teachers' states once, for all epochs and students
-    teacher_dtype: tuple[str, ...] = ("float32",)  # float32 | bfloat16 | int8 (weights only): for all, or one each
+    kl_reduction: Literal["token", "sequence"] = "token"  # 'sequence' sums over positions, as published
+    teacher_cache: str = ""                # folder: teachers' states, computed once for all students
+    teacher_dtype: tuple[str, ...] = ("float32",)  # float32 | bfloat16 | int8 (weights): for all, or each
     # beyond the loss above (objectives.py)
-    contrastive: float = 0.0               # weight of the N-pair loss on hidden states; the loss above keeps the rest
+    contrastive: float = 0.0               # weight of the N-pair loss on hidden states, from the loss above
     n_pairs: int = 32                      # sequences that it contrasts: one positive, the others negatives
-    generator: str = ""                    # folder of a masked language model: MATE-KD with it (mask_rate counts)
+    generator: str = ""                    # folder of a masked language model, for MATE-KD (mask_rate counts)
     generator_steps: int = 10              # steps of the generator, then steps of the student, and so on
     student_steps: int = 100
 
@@ -48,7 +48,7 @@ def main(cfg):
     check_distill_config(cfg)
     machine, data = start(cfg)
     need(cfg, n_pairs=(not cfg.contrastive or cfg.n_pairs > 1 and machine.micro_batch % cfg.n_pairs == 0,
-                       f"at least 2 and divide the sequences that one rank sees at a time, {machine.micro_batch}"))
+                       f"at least 2 and a divisor of one rank's sequences, {machine.micro_batch}"))
     teachers = load_teachers(cfg, machine, data)
     loss_fn, companion = distill_loss, None
     if cfg.contrastive:
@@ -60,7 +60,8 @@ def main(cfg):
     measure(teachers, cfg, machine, data, keeper)
     if cfg.teacher_cache:
         teachers = cached_teachers(cfg, machine, data, teachers)
-    loss_fn = partial(loss_fn, cfg=cfg, machine=machine, teachers=teachers, formula=formula_of(cfg, machine, teachers))
+    loss_fn = partial(loss_fn, cfg=cfg, machine=machine, teachers=teachers,
+                      formula=formula_of(cfg, machine, teachers))
     train(cfg, machine, data, Trainee(new_model(cfg, machine, data), companion), loss_fn, keeper)
 
 
@@ -80,8 +81,8 @@ def distill_loss(trainee, batch, cfg, machine, teachers, formula):
 
 
 def formula_of(cfg, machine, teachers):
-    """formula(z_s, y, *states) -> (loss, parts). alpha and temperature are tensors: a schedule may fill_() them from
-    step to step, and nothing is compiled anew."""
+    """formula(z_s, y, *states) -> (loss, parts). alpha and temperature are tensors: a schedule may fill_()
+    them from step to step, and nothing is compiled anew."""
     alpha, temperature = (torch.tensor(x, device=machine.device) for x in (cfg.alpha, cfg.temperature))
     kl_weight = cfg.seq_len if cfg.kl_reduction == "sequence" else 1
     return partial(formula, teachers=teachers, alpha=alpha, temperature=temperature, kl_weight=kl_weight)
@@ -93,7 +94,8 @@ def formula(z_s, y, *states, teachers, alpha, temperature, kl_weight):
 
 
 def mean_logits(teachers, states):
-    """The teachers' averaged logits (N, V) of their states, (N, ...) each: logits are averaged, not probabilities."""
+    """The teachers' averaged logits (N, V) of their states, (N, ...) each: logits are averaged, not
+    probabilities."""
     return sum(teacher.logits(s).float() for teacher, s in zip(teachers, states)) / len(teachers)
 
 
@@ -111,13 +113,15 @@ def distillation_loss(z_s, z_t, y, alpha, temperature, kl_weight=1):
     # so, its gradient has no sum over V left in it: a quarter less time than F.kl_div and F.cross_entropy.
     s, log_p_t = z_s / temperature, F.log_softmax(z_t / temperature, -1)
     kl = ((log_p_t.exp() * (log_p_t - s)).sum(-1) + s.logsumexp(-1)).mean()
-    return alpha * ce + (1 - alpha) * temperature ** 2 * kl_weight * kl, {"ce": ce.detach(), "kl": kl.detach()}
+    loss = alpha * ce + (1 - alpha) * temperature ** 2 * kl_weight * kl
+    return loss, {"ce": ce.detach(), "kl": kl.detach()}
 
 
 # --- teachers -------------------------------------------------------------------------------------
 
 class Teacher:
-    """A frozen language model as a teacher. Any object with these two methods teaches, alone or beside others."""
+    """A frozen language model as a teacher. Any object with these two methods teaches, alone or beside
+    others."""
 
     def __init__(self, model, dtype=torch.float32):
         """dtype: of the head's matrix, made ready once (int8 too)."""
@@ -182,8 +186,8 @@ def load_generator(cfg, machine, data):
 
 
 def load_beside(cfg, machine, data, path, role, causal=True):
-    """A checkpoint's model and config.json, to be used beside the student as its `role`. One that does not fit is
-    refused by name."""
+    """A checkpoint's model and config.json, to be used beside the student as its `role`. One that does not
+    fit is refused by name."""
     model, _, described = load_checkpoint(path, machine.device)
     run_folder = os.path.dirname(os.path.realpath(find_checkpoint(path)))
     if cfg.overwrite and run_folder == os.path.realpath(cfg.out_dir):
@@ -192,9 +196,9 @@ def load_beside(cfg, machine, data, path, role, causal=True):
         sys.exit(f"error: {role} {path} has a vocabulary of {model.cfg.vocab_size}, "
                  f"the student and {cfg.data_dir} of {cfg.vocab_size}")
     if described["tokenizer_sha256"] != data.meta["tokenizer_sha256"]:
-        sys.exit(f"error: {role} {path} was trained with another tokenizer than {cfg.data_dir}; train it on this data")
+        sys.exit(f"error: {role} {path} was trained with another tokenizer than {cfg.data_dir}")
     if model.cfg.block_size < cfg.seq_len:
-        sys.exit(f"error: {role} {path} has {model.cfg.block_size} positions, chunks have seq_len={cfg.seq_len}")
+        sys.exit(f"error: {role} {path} has {model.cfg.block_size} positions, chunks seq_len={cfg.seq_len}")
     if model.cfg.n_labels:
         sys.exit(f"error: {role} {path} is a classifier (n_labels={model.cfg.n_labels}), no language model")
     if model.cfg.causal != causal:

@@ -33,7 +33,7 @@ class ModelConfig:
     attn_dropout: float = 0.0     # of attention, where it is more than that
     tie_weights: bool = False     # output head shares the input embedding (GPT-2: True)
     causal: bool = True           # False: a masked language model, which sees both sides
-    n_labels: int = 0             # of a classifier, in the place of the vocabulary (tools/finetune.py); 0 = none
+    n_labels: int = 0             # of a classifier (tools/finetune.py), in the vocabulary's place; 0 = none
     rope_theta: float = 10000.0   # llama only
     norm_eps: float = 1e-6        # gpt2: 1e-5
 
@@ -104,7 +104,7 @@ class Transformer(nn.Module):
     def compile_layers(self, dynamic=False):
         """Compile each layer in place. One after another and not as a whole: layers alike compile once,
         and DDP can send a layer's gradient while the layers below it are still being differentiated."""
-        torch._dynamo.config.recompile_limit = 64  # student and teachers together; past it torch gives up silently
+        torch._dynamo.config.recompile_limit = 64  # for all models together; past it torch gives up silently
         for layer in self.layers:
             layer.compile(dynamic=dynamic)
 
@@ -146,7 +146,7 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(B, T, self.n_kv_head, -1).transpose(1, 2)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        # on CPU the backward pass of torch's fused attention takes several times as long as the plain formula's
+        # on CPU torch's fused attention takes several times as long backward as the plain formula
         with sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else contextlib.nullcontext():
             y = F.scaled_dot_product_attention(
                 q, k, v, is_causal=self.causal, enable_gqa=self.n_kv_head < self.n_head,
@@ -180,7 +180,7 @@ class SwiGLU(nn.Module):
 
 
 def make_norm(cfg):
-    return nn.RMSNorm(cfg.n_embd, cfg.norm_eps) if cfg.arch == "llama" else nn.LayerNorm(cfg.n_embd, cfg.norm_eps)
+    return (nn.RMSNorm if cfg.arch == "llama" else nn.LayerNorm)(cfg.n_embd, cfg.norm_eps)
 
 
 def rope_table(cfg):
@@ -255,7 +255,8 @@ def quantize_int8_(model):
     for parent in list(model.modules()):
         for name, m in list(parent.named_children()):
             if isinstance(m, nn.Linear):
-                setattr(parent, name, Int8Linear(*quantized(m.weight), None if m.bias is None else m.bias.detach()))
+                bias = None if m.bias is None else m.bias.detach()
+                setattr(parent, name, Int8Linear(*quantized(m.weight), bias))
             elif isinstance(m, nn.Embedding):
                 setattr(parent, name, Int8Embedding(*quantized(m.weight)))
     return model

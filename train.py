@@ -41,7 +41,7 @@ class LoopConfig:
     overwrite: bool = False       # delete the run in out_dir first
     seed: int = 42
     epochs: int = 4
-    max_iters: int = 0            # stop after this many optimizer steps, if the epochs have them; 0 = all they have
+    max_iters: int = 0            # stop after this many optimizer steps; 0 = all that the epochs have
     batch_size: int = 128         # sequences per optimizer step, all ranks together
     # AdamW and its schedule: linear warm-up, then down to min_lr; decay on matrices only
     learning_rate: float = 3e-4
@@ -73,16 +73,16 @@ class TrainConfig(LoopConfig, ModelConfig):
     seq_len: int = 128            # tokens in a training chunk, at most block_size
     micro_batch_size: int = 0     # sequences at a time on one rank (memory); 0 = batch_size / ranks
     mask_rate: float = 0.15       # share of positions that a model with causal=False predicts
-    curriculum: tuple[str, ...] = ()  # buckets of sources, "childes" or "switchboard cbt": epochs over the first, then
-                                  # over the first two, and so on
+    curriculum: tuple[str, ...] = ()  # buckets of sources, "childes" or "switchboard cbt": epochs over the
+                                  # first, then over the first two, and so on
     curriculum_epochs: int = 3    # epochs until the next bucket is added
     init_from: str = ""           # run or checkpoint folder whose weights training starts from
     ascent: bool = False          # climb the loss instead (gradient ascent post-training, Yoon et al. 2023)
-    random_offset: bool = False   # shift each chunk by 0..seq_len-1 at each visit (the published code; not the papers)
-    eval_chunks: int = 8192       # validation chunks, the same ones each time; 0 = all, as where there are fewer
-    keep_words: bool = False      # keep weights at 1M, 2M .. 10M, 20M .. words seen (the challenge, since 2025)
+    random_offset: bool = False   # shift each chunk by 0..seq_len-1 at each visit (the published code)
+    eval_chunks: int = 8192       # validation chunks, the same each time, or as many as there are; 0 = all
+    keep_words: bool = False      # keep weights at 1M, 2M .. 10M, 20M .. words (the challenge since 2025)
     compile: Literal["auto", "on", "off"] = "auto"  # auto: on, but for runs of a few minutes on CPU
-    loss_chunk: int = 512         # positions whose logits exist at a time; 0 = all, the loss as its formula reads
+    loss_chunk: int = 512         # positions whose logits exist at a time; 0 = all: the formula as it reads
 
 
 def main(cfg):
@@ -97,7 +97,8 @@ def main(cfg):
 # --- the loss -------------------------------------------------------------------------------------
 
 def cross_entropy(z_s, y):
-    """Next-token cross-entropy of logits z_s (N, V) at targets y (N,), in nats per token, and the parts to log."""
+    """Next-token cross-entropy of logits z_s (N, V) at targets y (N,), in nats per token, and the parts to
+    log."""
     ce = mean_nll(z_s.float(), y)
     return ce, {"ce": ce.detach()}
 
@@ -115,22 +116,24 @@ def next_token_loss(trainee, batch, cfg, machine):
 # --- the loop -------------------------------------------------------------------------------------
 
 class Trainee(nn.Module):
-    """The student, and what is trained or kept beside it (projections, a generator, an average of its weights): one
-    module for DDP and the optimizers. Only the student is validated and is a checkpoint's model."""
+    """The student, and what is trained or kept beside it (projections, a generator, an average of its
+    weights): one module for DDP and the optimizers. Only the student is validated and is a checkpoint's
+    model."""
 
     def __init__(self, student, companion=None):
         super().__init__()
         self.student, self.companion = student, companion
 
     def forward(self, loss_fn, batch):
-        """loss_fn(trainee, batch) -> (loss, {name: detached scalar}), a mean over the batch's sequences. Called in
-        here, so that DDP sees all of it."""
+        """loss_fn(trainee, batch) -> (loss, {name: detached scalar}), a mean over the batch's sequences.
+        Called in here, so that DDP sees all of it."""
         return loss_fn(self, batch)
 
 
 def train(cfg, machine, data, trainee, loss_fn, keeper):
-    """Train until data.total steps are done, or the keeper has seen enough. data gives `batch(step, micro_step)`;
-    the keeper (lib/runs.py) says where to begin, and logs, validates and saves between the steps."""
+    """Train until data.total steps are done, or the keeper has seen enough. data gives `batch(step,
+    micro_step)`; the keeper (lib/runs.py) says where to begin, and logs, validates and saves between the
+    steps."""
     optimizers = make_optimizers(trainee, cfg)
     guard = Guard(cfg, machine, optimizers)
     step = keeper.begin(trainee, optimizers, guard)
@@ -138,7 +141,8 @@ def train(cfg, machine, data, trainee, loss_fn, keeper):
     micro_steps = cfg.batch_size // (machine.micro_batch * machine.world)
 
     def forward_backward():
-        """The gradient of the whole step: all micro-batches, all ranks. Returns the means of the loss and its parts."""
+        """The gradient of the whole step: all micro-batches, all ranks. Returns the means of the loss and
+        its parts."""
         sums = {}
         for micro_step in range(micro_steps):
             batch = data.batch(step, micro_step)
@@ -169,8 +173,9 @@ def train(cfg, machine, data, trainee, loss_fn, keeper):
 
 
 def make_optimizers(trainee, cfg):
-    """AdamW; weight decay on matrices and embeddings, not on biases and norms (as in HF's Trainer). A list: there may
-    be more, for other parameters. A group with an 'lr_scale' has so many times the learning rate."""
+    """AdamW; weight decay on matrices and embeddings, not on biases and norms (as in HF's Trainer). A list:
+    there may be more, for other parameters. A group with an 'lr_scale' has so many times the learning
+    rate."""
     params = [p for p in trainee.parameters() if p.requires_grad]
     groups = [dict(params=[p for p in params if p.dim() >= 2], weight_decay=cfg.weight_decay),
               dict(params=[p for p in params if p.dim() < 2], weight_decay=0.0)]
@@ -179,12 +184,14 @@ def make_optimizers(trainee, cfg):
 
 
 def learning_rate(cfg, step, total):
-    """Linear warm-up to learning_rate over warmup_iters steps, then half a cosine or a line to min_lr at the last. The
-    warm-up's steps are 1/(warmup_iters + 1) and so on; Hugging Face's begin with a step at 0."""
+    """Linear warm-up to learning_rate over warmup_iters steps, then half a cosine or a line to min_lr at
+    the last. The warm-up's steps are 1/(warmup_iters + 1) and so on; Hugging Face's begin with a step at
+    0."""
     if step < cfg.warmup_iters:
         return cfg.learning_rate * (step + 1) / (cfg.warmup_iters + 1)
     progress = (step - cfg.warmup_iters) / max(total - cfg.warmup_iters, 1)
-    share = {"cosine": 0.5 * (1 + math.cos(math.pi * progress)), "linear": 1 - progress, "constant": 1.0}[cfg.schedule]
+    cosine = 0.5 * (1 + math.cos(math.pi * progress))
+    share = {"cosine": cosine, "linear": 1 - progress, "constant": 1.0}[cfg.schedule]
     return cfg.min_lr + (cfg.learning_rate - cfg.min_lr) * share
 
 
@@ -193,7 +200,7 @@ def distributed(trainee, machine):
     if machine.world == 1:
         return trainee
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 has a new name for broadcast_buffers, 2.11 this one
+        warnings.simplefilter("ignore", FutureWarning)  # since 2.13 broadcast_buffers has a new name
         return DistributedDataParallel(
             trainee, broadcast_buffers=False, gradient_as_bucket_view=True,
             find_unused_parameters=trainee.companion is not None,  # a step may leave parts alone
@@ -224,8 +231,8 @@ def start(cfg):
          batch_size=(cfg.batch_size % (micro_batch * world) == 0,
                      f"a multiple of micro_batch_size x ranks = {micro_batch} x {world}"),
          causal=(cfg.causal or shards.meta["pad"] == 0,
-                 f"True: tokens are hidden behind <pad> as token 0, but {cfg.data_dir} has pad={shards.meta['pad']}; "
-                 "prepare it with a tokenizer of prepare.py's own"))
+                 f"True, as {cfg.data_dir} has pad={shards.meta['pad']}: tokens are hidden behind <pad> as "
+                 "token 0; prepare it with a tokenizer of prepare.py's own"))
     refuse_out_dir(cfg)
     device, bf16 = start_machine(cfg)
     if world > 1:

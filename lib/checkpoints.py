@@ -42,7 +42,8 @@ def save_checkpoint(out_dir, name, model, config, tokenizer_file, state=None):
         tensors = {k: v.detach().cpu().contiguous() for k, v in state[0].items()}
         save_file(tensors, os.path.join(tmp, "state.safetensors"))
         write_json(os.path.join(tmp, "state.json"), state[1])
-    write_json(os.path.join(tmp, "sha256.json"), {f: sha256(os.path.join(tmp, f)) for f in sorted(os.listdir(tmp))})
+    sums = {f: sha256(os.path.join(tmp, f)) for f in sorted(os.listdir(tmp))}
+    write_json(os.path.join(tmp, "sha256.json"), sums)
     for f in os.listdir(tmp):
         flush_to_disk(os.path.join(tmp, f))
     flush_to_disk(tmp)
@@ -119,8 +120,10 @@ def find_resumable(out_dir):
     wrong = damage(folders[0]) if folders else "no checkpoint to resume from"
     if wrong:
         good = next((folder for folder in folders[1:] if not damage(folder)), None)
-        sys.exit(f"error: {wrong}; " + (f"the last good checkpoint is {good}: delete {folders[0]} to resume from there"
-                                        if good else f"{out_dir} has no other; use --overwrite to start again"))
+        remedy = f"{out_dir} has no other; use --overwrite to start again"
+        if good:
+            remedy = f"the last good checkpoint is {good}: delete {folders[0]} to resume from there"
+        sys.exit(f"error: {wrong}; {remedy}")
     return folders[0]
 
 
@@ -146,7 +149,8 @@ def find_checkpoint(path):
 def read_checkpoint_config(folder):
     """config.json of a checkpoint folder, of a format this code reads."""
     verify(folder, ["config.json"])
-    config = read_json(os.path.join(folder, "config.json"), ("format_version", "model", "tokenizer", "tokenizer_sha256", "bos"))
+    config = read_json(os.path.join(folder, "config.json"),
+                       ("format_version", "model", "tokenizer", "tokenizer_sha256", "bos"))
     if config["format_version"] != FORMAT_VERSION:
         sys.exit(f"error: {folder} has checkpoint format {config['format_version']}, "
                  f"this code reads {FORMAT_VERSION}")
@@ -186,18 +190,21 @@ def load_ensemble(paths, device):
 
 def run_folder(path):
     """The run folder of a run or checkpoint folder."""
-    return os.path.dirname(os.path.abspath(path)) if os.path.isfile(os.path.join(path, "config.json")) else path
+    is_checkpoint = os.path.isfile(os.path.join(path, "config.json"))
+    return os.path.dirname(os.path.abspath(path)) if is_checkpoint else path
 
 
 def weights_sha256(path):
     """What a run or checkpoint folder says its weights' SHA-256 is."""
-    return read_json(os.path.join(find_checkpoint(path), "sha256.json"), ["model.safetensors"])["model.safetensors"]
+    sums = read_json(os.path.join(find_checkpoint(path), "sha256.json"), ["model.safetensors"])
+    return sums["model.safetensors"]
 
 
 def load_state(folder):
     """(tensors, counters) that `save_checkpoint` was given as state."""
     verify(folder, ["state.safetensors", "state.json"])
-    return load_file(os.path.join(folder, "state.safetensors")), read_json(os.path.join(folder, "state.json"), COUNTERS)
+    tensors = load_file(os.path.join(folder, "state.safetensors"))
+    return tensors, read_json(os.path.join(folder, "state.json"), COUNTERS)
 
 
 def verify(folder, files):

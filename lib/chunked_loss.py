@@ -11,11 +11,10 @@ import torch
 def chunked_loss(formula, h, head, *per_position, chunk=0, compiled=False):
     """formula(z_s, *per_position) of a whole batch: the loss and its detached parts.
 
-    h (B, T, C): the student's final hidden states, head its output layer. per_position: what the formula takes
-    beside logits, each (B, T, ...): the targets, the teachers' states.
-    chunk: so many positions at a time; the logits (N, V) never exist as a whole, nor does their gradient, nor
-    what the formula makes of the chunk's part of `per_position`. 0: the whole logits, and autograd.
-    """
+    h (B, T, C): the student's final hidden states, head its output layer. per_position: what the formula
+    takes beside logits, each (B, T, ...): the targets, the teachers' states. chunk: so many positions at a
+    time; the logits (N, V) never exist as a whole, nor does their gradient, nor what the formula makes of
+    the chunk's part of `per_position`. 0: the whole logits, and autograd. """
     h, per_position = h.flatten(0, 1), [t.flatten(0, 1) for t in per_position]
     if not chunk:
         return formula(head(h), *per_position)
@@ -29,7 +28,8 @@ def chunked_loss(formula, h, head, *per_position, chunk=0, compiled=False):
         sums = {}
         for i in range(0, len(h), chunk):
             part = slice(i, i + chunk)
-            values = step(formula, h[part].to(dtype), w, [t[part] for t in per_position], dh[part], dw, 1 / len(h))
+            values = step(formula, h[part].to(dtype), w, [t[part] for t in per_position],
+                          dh[part], dw, 1 / len(h))
             for name, value in values.items():
                 sums[name] = sums.get(name, 0) + value
     return WithGradient.apply(h, head.weight, sums.pop("loss"), dh, dw), sums

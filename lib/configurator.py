@@ -21,8 +21,9 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
 def launch(main, cls=None, others=False):
-    """Call main with the settings of `cls`, or else with the arguments. What the user typed or gave, and what the
-    machine cuts short, ends in one line; a fault of the code, or of a change to it, keeps its traceback."""
+    """Call main with the settings of `cls`, or else with the arguments. What the user typed or gave, and
+    what the machine cuts short, ends in one line; a fault of the code, or of a change to it, keeps its
+    traceback."""
     try:
         main(configure(cls, others=others) if cls else sys.argv[1:])
     except SystemExit as e:  # a name may have a line break in it
@@ -37,8 +38,8 @@ def launch(main, cls=None, others=False):
     except Exception as e:
         if (type(e).__name__ == "OutOfMemoryError" or isinstance(e, MemoryError)
                 or "can't allocate memory" in str(e)):
-            sys.exit("error: out of memory; set a smaller --micro_batch_size (train.py, distill.py: same results), "
-                     "batch or model")
+            sys.exit("error: out of memory; set a smaller --micro_batch_size (train.py, distill.py: same "
+                     "results), batch or model")
         if type(e).__name__ == "SafetensorError":  # disk full
             sys.exit(f"error: cannot write or read a checkpoint: {e} ({place(e, ROOT)})")
         raise
@@ -48,7 +49,9 @@ def place(e, root):
     """'file, line n' of the innermost frame of an exception in files under `root`."""
     frames = [f for f in traceback.extract_tb(e.__traceback__)
               if f.filename.startswith(root) and "site-packages" not in f.filename]
-    return f"{os.path.relpath(frames[-1].filename, ROOT)}, line {frames[-1].lineno}" if frames else "outside the project"
+    if not frames:
+        return "outside the project"
+    return f"{os.path.relpath(frames[-1].filename, ROOT)}, line {frames[-1].lineno}"
 
 
 def configure(cls, argv=None, others=False):
@@ -96,8 +99,8 @@ def need(cfg, **checks):
 
 
 def non_defaults(cfg, ignore=()):
-    """The settings that differ from their defaults, as JSON gives them back: what a result is compared by. A new
-    setting that stays at its default invalidates nothing."""
+    """The settings that differ from their defaults, as JSON gives them back: what a result is compared by.
+    A new setting that stays at its default invalidates nothing."""
     changed = {f.name: getattr(cfg, f.name) for f in dataclasses.fields(cfg)
                if getattr(cfg, f.name) != f.default and f.name not in ignore}
     return json.loads(json.dumps(changed))

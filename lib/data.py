@@ -37,11 +37,13 @@ class Chunks:
         self.val = validation_chunks(cfg, Shards(cfg.data_dir, "val"), machine)
         self.drawn = None  # the epoch whose permutation is at hand
         self.bucket = buckets(cfg, shards)
-        steps = [len(self.eligible(epoch)) // cfg.batch_size for epoch in range(cfg.epochs if cfg.curriculum else 1)]
+        different = cfg.epochs if cfg.curriculum else 1
+        steps = [len(self.eligible(epoch)) // cfg.batch_size for epoch in range(different)]
         if min(steps) < 1:
-            sys.exit(f"error: {cfg.data_dir} has {len(self.eligible(0))} training chunks of {cfg.seq_len} tokens, "
-                     f"fewer than batch_size={cfg.batch_size}")
-        self.starts = [0, *itertools.accumulate(steps if cfg.curriculum else steps * cfg.epochs)]  # of epochs; the end
+            sys.exit(f"error: {cfg.data_dir} has {len(self.eligible(0))} training chunks of {cfg.seq_len} "
+                     f"tokens, fewer than batch_size={cfg.batch_size}")
+        steps = steps if cfg.curriculum else steps * cfg.epochs
+        self.starts = [0, *itertools.accumulate(steps)]  # of the epochs, and the end
         self.total = min(self.starts[-1], cfg.max_iters) if cfg.max_iters else self.starts[-1]
 
     def eligible(self, epoch):
@@ -78,14 +80,15 @@ def n_chunks(cfg, shards):
 
 
 def buckets(cfg, shards):
-    """For each chunk the bucket of the curriculum that its first token's source is in; 0 without a curriculum."""
+    """For each chunk the bucket of the curriculum that its first token's source is in; 0 without a
+    curriculum."""
     first = np.arange(n_chunks(cfg, shards)) * cfg.seq_len
     if not cfg.curriculum:
         return np.zeros(len(first), int)
     ends = shards.meta.get("sources", {}).get("train", {})
     if sorted(ends) != sorted(" ".join(cfg.curriculum).split()):
-        sys.exit(f"error: curriculum={','.join(cfg.curriculum)} must name each source of {cfg.data_dir} once: "
-                 f"{' '.join(ends) or 'prepare it again'}")
+        sys.exit(f"error: curriculum={','.join(cfg.curriculum)} must name each source of {cfg.data_dir} "
+                 f"once: {' '.join(ends) or 'prepare it again'}")
     bucket_of = np.array([next(i for i, bucket in enumerate(cfg.curriculum) if source in bucket.split())
                           for source in ends])
     return bucket_of[np.searchsorted(list(ends.values()), first, side="right")]
@@ -102,7 +105,8 @@ def to_batch(tokens, device, index=None, step=0):
 # --- masked tokens --------------------------------------------------------------------------------
 
 def mask_tokens(x, rate, noise):
-    """x (B, T) with the round(rate T), at least one, positions of least noise (B, T) masked, and these (B, k)."""
+    """x (B, T) with the round(rate T), at least one, positions of least noise (B, T) masked, and these (B,
+    k)."""
     at = noise.argsort(1)[:, :max(1, round(rate * x.shape[1]))]
     return x.scatter(1, at, MASK), at
 
@@ -115,8 +119,8 @@ def take(h, at):
 # --- validation -----------------------------------------------------------------------------------
 
 def validation_chunks(cfg, shards, machine):
-    """(chunks, T + 1): this rank's share of the same `eval_chunks` random chunks for every model (seed 2023, as
-    published), or of all where there are fewer."""
+    """(chunks, T + 1): this rank's share of the same `eval_chunks` random chunks for every model (seed
+    2023, as published), or of all where there are fewer."""
     n = (len(shards) - 1) // cfg.seq_len
     if n < 1:
         sys.exit(f"error: {cfg.data_dir} has {len(shards)} validation tokens, less than a chunk of "

@@ -48,7 +48,7 @@ def pick_device(name):
         sys.exit("error: device='cuda', but torch finds no CUDA device; use --device=cpu")
     if name == "cpu" or not torch.cuda.is_available():
         keep_freed_memory()
-        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # on CPU too: bfloat16 attention stays so
+        torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # on CPU too
         return torch.device("cpu")  # Apple's MPS is left out: nobody has tested it
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if device.index >= torch.cuda.device_count():
@@ -109,21 +109,22 @@ def mean_over_ranks(values, machine):
 
 
 def seed_dropout(*key):
-    """Make what is drawn at random from here on follow from `key`: numbers of seed, step, micro-step and rank."""
+    """Make what is drawn at random from here on follow from `key`: numbers of seed, step, micro-step and
+    rank."""
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
 
 # --- what must not reach the weights --------------------------------------------------------------
 
 class Guard:
-    """Takes the optimizers' steps, but keeps one whose loss or gradient is not finite away from weights and moments.
-    Where an optimizer can (fused AdamW), the device decides, through the flag that GradScaler sets, and the host
-    reads it when it logs; elsewhere the host waits for the device at every step."""
+    """Takes the optimizers' steps, but keeps one whose loss or gradient is not finite away from weights and
+    moments. Where an optimizer can (fused AdamW), the device decides, through the flag that GradScaler
+    sets, and the host reads it when it logs; elsewhere the host waits for the device at every step."""
 
     def __init__(self, cfg, machine, optimizers):
         self.cfg, self.machine, self.optimizers = cfg, machine, optimizers
         self.bad_steps = torch.zeros((), device=machine.device)         # since the last report
-        self.first = torch.full((2,), math.inf, device=machine.device)  # first bad step: of this rank's loss, of all
+        self.first = torch.full((2,), math.inf, device=machine.device)  # bad step: this rank's, anyone's
 
     def step(self, step, loss, grad_norm):
         mine = ~loss.isfinite()
@@ -146,21 +147,22 @@ class Guard:
             skipped, self.bad_steps = int(self.bad_steps), torch.zeros_like(self.bad_steps)
             return dict(skipped=skipped)
         if self.bad_steps:
-            mine, first = self.first.tolist()
-            rank = torch.tensor(self.machine.rank if mine == first else self.machine.world, device=self.machine.device)
+            (mine, first), nobody = self.first.tolist(), self.machine.world
+            rank = torch.tensor(self.machine.rank if mine == first else nobody, device=self.machine.device)
             if self.machine.world > 1:
                 dist.all_reduce(rank, dist.ReduceOp.MIN)
-            culprit = f"the loss on rank {int(rank)}" if rank < self.machine.world else "the gradient"
+            culprit = f"the loss on rank {int(rank)}" if rank < nobody else "the gradient"
             sys.exit(f"error: {culprit} was not finite at step {int(first)}; the last good checkpoint is "
-                     f"{last_checkpoint(self.cfg.out_dir)}; lower learning_rate or raise warmup_iters, or skip such "
-                     "steps with --not_finite=skip")
+                     f"{last_checkpoint(self.cfg.out_dir)}; lower learning_rate or raise warmup_iters, or "
+                     "skip such steps with --not_finite=skip")
         return {}
 
 
 # --- signals --------------------------------------------------------------------------------------
 
 def catch_signals():
-    """A list that SIGTERM or Ctrl-C puts itself into, so that the loop saves and ends; the second ends at once."""
+    """A list that SIGTERM or Ctrl-C puts itself into, so that the loop saves and ends; the second ends at
+    once."""
     caught = []
 
     def handler(number, frame):

@@ -1,4 +1,5 @@
-"""What a model can learn beside the next token, and how else: masked tokens, contrast, adversarial text, sharpness.
+"""What a model can learn beside the next token, and how else: masked tokens, contrast, adversarial text,
+sharpness.
 
     python train.py config/electra_56m.py                        # a masked language model
     python distill.py config/contrastive_llama.py                # Teaching Tiny Minds, section 4.3
@@ -34,18 +35,17 @@ def masked_token_loss(trainee, batch, cfg, machine, formula):
 
 def projections(width, teachers):
     """From the student's width to each teacher's, learned where they differ."""
-    return nn.ModuleList(nn.Identity() if t.cfg.n_embd == width else nn.Linear(width, t.cfg.n_embd, bias=False)
-                         for t in teachers)
+    widths = [t.cfg.n_embd for t in teachers]
+    return nn.ModuleList(nn.Identity() if w == width else nn.Linear(width, w, bias=False) for w in widths)
 
 
 def contrastive_loss(h, states, project, n_pairs):
-    """The N-pair loss of student states h (B, T, C) against each teacher's, states [(B, T, C_i)], the mean over
-    teachers.
+    """The N-pair loss of student states h (B, T, C) against each teacher's, states [(B, T, C_i)], the mean
+    over teachers.
 
     A text's representation is the mean of its final hidden states, which the paper leaves open. Each group
-    of n_pairs sequences: the teacher's and the student's representation of one text are the positive pair, the
-    student's of the other n_pairs - 1 texts the negatives.
-    """
+    of n_pairs sequences: the teacher's and the student's representation of one text are the positive pair,
+    the student's of the other n_pairs - 1 texts the negatives. """
     s = h.mean(1)
     terms = [n_pair_loss(h_t.float().mean(1).unflatten(0, (-1, n_pairs)), p(s).unflatten(0, (-1, n_pairs)))
              for p, h_t in zip(project, states)]
@@ -53,8 +53,8 @@ def contrastive_loss(h, states, project, n_pairs):
 
 
 def n_pair_loss(anchor, other):
-    """-log( exp(a_i o_i) / sum_j exp(a_i o_j) ), mean over i, of anchors and others (groups, N, C): Sohn's N-pair
-    loss (2016), its products over the root of the width."""
+    """-log( exp(a_i o_i) / sum_j exp(a_i o_j) ), mean over i, of anchors and others (groups, N, C): Sohn's
+    N-pair loss (2016), its products over the root of the width."""
     with torch.autocast(anchor.device.type, enabled=False):
         z = anchor.float() @ other.float().mT / anchor.shape[-1] ** 0.5  # (groups, N, N)
     return -z.log_softmax(-1).diagonal(dim1=1, dim2=2).mean()
@@ -63,16 +63,17 @@ def n_pair_loss(anchor, other):
 # --- adversarial text -----------------------------------------------------------------------------
 
 def adversarial_loss(trainee, batch, cfg, machine, teachers, formula):
-    """MATE-KD: `generator_steps` steps in which the generator, trained beside the student, learns to rewrite masked
-    tokens so that teachers and student disagree, then `student_steps` in which the student learns from the text and
-    from what the generator makes of it: (2 L(text) + T^2 KL(rewritten)) / 3, where L is distill.py's loss. With
-    alpha = 1/2 CE, KD and adversarial KD have equal weights, as in the paper."""
+    """MATE-KD: `generator_steps` steps in which the generator, trained beside the student, learns to
+    rewrite masked tokens so that teachers and student disagree, then `student_steps` in which the student
+    learns from the text and from what the generator makes of it: (2 L(text) + T^2 KL(rewritten)) / 3, where
+    L is distill.py's loss. With alpha = 1/2 CE, KD and adversarial KD have equal weights, as in the
+    paper."""
     student, generator = trainee.student, trainee.companion
     x, at = mask_tokens(batch.x, cfg.mask_rate, torch.rand(batch.x.shape, device=batch.x.device))
     maximise = batch.step % (cfg.generator_steps + cfg.student_steps) < cfg.generator_steps
     with contextlib.nullcontext() if maximise else torch.no_grad():
         z = generator.lm_head(take(generator.model(x), at))  # (B, k, V)
-        token = F.gumbel_softmax(z.float(), hard=True)       # a sample, one-hot; its gradient is the softmax's
+        token = F.gumbel_softmax(z.float(), hard=True)       # a sample, one-hot, with the softmax's gradient
     kl_alone = partial(formula, alpha=0.0)
 
     if maximise:
@@ -114,8 +115,8 @@ def frozen(module):
 
 @contextlib.contextmanager
 def climbed(module, rho):
-    """Sharpness-aware minimisation (Foret et al. 2021): within, the weights are where the loss is worst nearby, at
-    w + rho g / |g|, and the gradient g is gone, so that the one taken there takes its place."""
+    """Sharpness-aware minimisation (Foret et al. 2021): within, the weights are where the loss is worst
+    nearby, at w + rho g / |g|, and the gradient g is gone, so that the one taken there takes its place."""
     params = [p for p in module.parameters() if p.grad is not None]
     before = [p.detach().clone() for p in params]
     with torch.no_grad():

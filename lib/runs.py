@@ -1,4 +1,5 @@
-"""The keeper of a run: what happens between its steps, what it leaves in its folder, how it goes on from there.
+"""The keeper of a run: what happens between its steps, what it leaves in its folder, how it goes on from
+there.
 
 cfg is a TrainConfig, machine a Machine, data Chunks, trainee and optimizers what train.py's loop trains.
 """
@@ -16,8 +17,18 @@ import torch.distributed as dist
 from tqdm import tqdm
 
 from lib.checkpoints import (
-    COUNTERS, RUN_FILES, checkpoint_steps, delete_run, drop_old_checkpoints, find_resumable, last_checkpoint,
-    load_checkpoint, load_state, point_to, save_checkpoint)
+    COUNTERS,
+    RUN_FILES,
+    checkpoint_steps,
+    delete_run,
+    drop_old_checkpoints,
+    find_resumable,
+    last_checkpoint,
+    load_checkpoint,
+    load_state,
+    point_to,
+    save_checkpoint,
+)
 from lib.data import evaluate
 from lib.files import git_revision, lock, read_json, write_json
 from lib.machine import catch_signals, hardware, mean_over_ranks, release_signals
@@ -35,7 +46,8 @@ class Keeper:
         self.cfg, self.machine, self.data = cfg, machine, data
         self.about = {}         # what every checkpoint's config.json says beside what `describe` knows
         self.first_record = {}  # step 0 of metrics.jsonl
-        self.best, self.best_step, self.waited = math.inf, 0, 0  # waited: validations since it was clearly beaten
+        self.best, self.best_step = math.inf, 0
+        self.waited = 0         # validations since the best was clearly beaten
         self.metrics = None     # until there is something to do
         if machine.rank == 0:
             os.makedirs(cfg.out_dir, exist_ok=True)
@@ -44,7 +56,7 @@ class Keeper:
         if machine.world > 1:
             dist.barrier()
         if cfg.resume and not checkpoint_steps(cfg.out_dir):
-            cfg.resume, cfg.overwrite = False, True  # what is there is of a run that died before its first checkpoint
+            cfg.resume, cfg.overwrite = False, True  # what is there is of a run that died before its first
             if machine.rank == 0:
                 print(f"notice: {cfg.out_dir} has no checkpoint yet: starting at step 0")
 
@@ -54,12 +66,12 @@ class Keeper:
         self.trainee, self.optimizers, self.guard = trainee, optimizers, guard
         step = self.resume() if cfg.resume else 0
         if mean_over_ranks(torch.tensor(float(step)).to(machine.device), machine) != step:
-            sys.exit(f"error: rank {machine.rank} finds step {step} in {cfg.out_dir}, others another: all machines "
-                     "need the same folder")
+            sys.exit(f"error: rank {machine.rank} finds step {step} in {cfg.out_dir}, others another: all "
+                     "machines need the same folder")
         if not self.wants(step):
             if machine.rank == 0:
-                print(f"nothing to do: {cfg.out_dir} is at step {step} of {data.total}; raise --max_iters, --epochs or "
-                      "--patience for more")
+                print(f"nothing to do: {cfg.out_dir} is at step {step} of {data.total}; raise --max_iters, "
+                      "--epochs or --patience for more")
             return step
         self.metrics = Metrics(cfg, machine, step, self.first_record)
         self.announce()
@@ -90,8 +102,8 @@ class Keeper:
         if stop and not record:
             self.guard.report()
         if mark and self.machine.rank == 0:
-            save_checkpoint(cfg.out_dir, mark, self.trainee.student, self.describe(step, record.get("val_ce")),
-                            self.tokenizer_file())
+            described = self.describe(step, record.get("val_ce"))
+            save_checkpoint(cfg.out_dir, mark, self.trainee.student, described, self.tokenizer_file())
         if validates or stop:
             self.save(step, record.get("val_ce"))
         if record:
@@ -130,8 +142,8 @@ class Keeper:
         return val_ce, dict(val_ce=val_ce)
 
     def save(self, step, val_ce):
-        """Checkpoint, last.json, best.json if this is the best, in this order; older folders go last. val_ce is
-        None where a signal cut the run short between two validations."""
+        """Checkpoint, last.json, best.json if this is the best, in this order; older folders go last.
+        val_ce is None where a signal cut the run short between two validations."""
         out_dir, name = self.cfg.out_dir, f"ckpt_{step}"
         if self.machine.rank == 0:
             counters = dict(zip(COUNTERS, (step, self.best, self.best_step, self.waited)))
@@ -149,10 +161,10 @@ class Keeper:
         """What a checkpoint's config.json says."""
         model, meta = self.trainee.student, self.data.meta
         return dict(model=asdict(model.cfg), parameters=model.n_params(), step=step, val_ce=val_ce,
-                    tokenizer=meta["tokenizer"], tokenizer_sha256=meta["tokenizer_sha256"], bos=meta["options"]["bos"],
-                    data_sha256=data_sha256(meta), words=train_words(self.data), git_revision=git_revision(),
-                    torch=torch.__version__, hardware=hardware(self.machine.device), train_config=asdict(self.cfg),
-                    **self.about)
+                    tokenizer=meta["tokenizer"], tokenizer_sha256=meta["tokenizer_sha256"],
+                    bos=meta["options"]["bos"], data_sha256=data_sha256(meta), words=train_words(self.data),
+                    git_revision=git_revision(), torch=torch.__version__,
+                    hardware=hardware(self.machine.device), train_config=asdict(self.cfg), **self.about)
 
     def tokenizer_file(self):
         return os.path.join(self.cfg.data_dir, self.data.meta["tokenizer"])
@@ -168,9 +180,11 @@ class Keeper:
         print(f"parameters: {n:,} ({cfg.arch})")
         print(f"tokens per epoch: {(data.starts[-1] - data.starts[-2]) * cfg.batch_size * cfg.seq_len:,}"
               + " at the end" * bool(cfg.curriculum))
-        print(f"steps: {data.total:,} of {cfg.batch_size} x {cfg.seq_len} tokens, {data.epoch(data.total):.2f} epochs")
+        print(f"steps: {data.total:,} of {cfg.batch_size} x {cfg.seq_len} tokens, "
+              f"{data.epoch(data.total):.2f} epochs")
         if cfg.max_iters > data.total:
-            print(f"notice: max_iters={cfg.max_iters}, but {cfg.epochs} epochs have {data.total} steps; raise --epochs")
+            print(f"notice: max_iters={cfg.max_iters}, but {cfg.epochs} epochs have {data.total} steps; "
+                  "raise --epochs")
         print(f"memory, estimated: {(16 * n + activations) / 2**30:.2f} GiB for the model trained; ranks: "
               f"{machine.world}, {machine.device}, {'bfloat16' if machine.bf16 else 'float32'}, "
               f"{'compiled' if machine.compile else 'not compiled'}", flush=True)
@@ -211,13 +225,14 @@ class Keeper:
         return step
 
     def settle_best(self, last_step):
-        """Decide on the best checkpoint up to the step resumed from. best.json may name an older one, where a run died
-        between its two pointers; or one that is gone or will be trained again, where the user deleted a damaged
-        one."""
+        """Decide on the best checkpoint up to the step resumed from. best.json may name an older one, where
+        a run died between its two pointers; or one that is gone or will be trained again, where the user
+        deleted a damaged one."""
         out_dir, val_ce = self.cfg.out_dir, {}
         for step in checkpoint_steps(out_dir):
             if step <= last_step:
-                val_ce[step] = read_json(os.path.join(out_dir, f"ckpt_{step}", "config.json"), ("val_ce",))["val_ce"]
+                config = os.path.join(out_dir, f"ckpt_{step}", "config.json")
+                val_ce[step] = read_json(config, ("val_ce",))["val_ce"]
         val_ce = {step: value for step, value in val_ce.items() if value is not None}
         if self.best_step not in val_ce:
             self.best_step, self.waited = min(val_ce, key=val_ce.get, default=0), 0
@@ -237,15 +252,15 @@ class Keeper:
 # --- what is trained, as tensors by name ----------------------------------------------------------
 
 def named(trainee):
-    """(name, parameter) of what is trained: the student's under their own names, those of what is trained beside
-    it as 'companion. ...'."""
+    """(name, parameter) of what is trained: the student's under their own names, those of what is trained
+    beside it as 'companion. ...'."""
     return [(name.removeprefix("student."), p) for name, p in trainee.named_parameters()]
 
 
 def resumable(trainee, optimizers):
-    """What resuming needs beside the student's weights: tensors (the optimizers' state of each parameter, as
-    '<key>.<parameter>', and what is trained beside the student), and for state.json which optimizers these are,
-    what each keeps, and which parameters none has touched yet."""
+    """What resuming needs beside the student's weights: tensors (the optimizers' state of each parameter,
+    as '<key>.<parameter>', and what is trained beside the student), and for state.json which optimizers
+    these are, what each keeps, and which parameters none has touched yet."""
     names = {p: name for name, p in named(trainee)}
     tensors = {name: p for name, p in named(trainee) if name.startswith("companion.")}
     keys, untouched = {}, []
@@ -253,7 +268,7 @@ def resumable(trainee, optimizers):
         kind, state = type(optimizer).__name__, optimizer.state.get(p, {})
         for key, value in state.items():
             if not isinstance(value, torch.Tensor):
-                raise TypeError(f"{kind} keeps '{key}' as {type(value).__name__}: only tensors can be resumed")
+                raise TypeError(f"{kind}'s '{key}' is a {type(value).__name__}, no tensor: it cannot resume")
             tensors[f"{key}.{names[p]}"] = value
         if state:
             keys[kind] = sorted(state)
@@ -264,14 +279,15 @@ def resumable(trainee, optimizers):
 
 def optimized(optimizers):
     """(optimizer, parameter), one after the other."""
-    return [(optimizer, p) for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]]
+    return [(optimizer, p) for optimizer in optimizers
+            for group in optimizer.param_groups for p in group["params"]]
 
 
 def restore(trainee, optimizers, saved, tensors, counters, folder):
     """Put weights and optimizer state into what is trained, or exit naming what is missing or left over."""
     def refuse(reason):
-        sys.exit(f"error: {folder}: {reason}; resume with the settings and optimizers it was trained with, or name "
-                 "another --out_dir")
+        sys.exit(f"error: {folder}: {reason}; resume with the settings and optimizers it was trained with, "
+                 "or name another --out_dir")
     beside = {name: p for name, p in named(trainee) if name.startswith("companion.")}
     state = {}  # parameter's name -> {key: tensor}
     for name, tensor in tensors.items():
@@ -309,15 +325,16 @@ def refuse_out_dir(cfg):
     if "config.json" in names:
         sys.exit(f"error: out_dir={cfg.out_dir} is a checkpoint folder; name a run folder")
     if any(map(RUN_FILES.fullmatch, names)) and not (cfg.resume or cfg.overwrite):
-        sys.exit(f"error: {cfg.out_dir} already holds a run; use --resume to go on with it or --overwrite to delete it")
+        sys.exit(f"error: {cfg.out_dir} already holds a run; use --resume to go on with it or --overwrite to "
+                 "delete it")
 
 
 def refuse_another_run(cfg, data, folder, model, saved, described):
     """Exit if the checkpoint `folder` is not of the run that cfg describes."""
     theirs, ours = described["train_config"], json.loads(json.dumps(asdict(cfg)))
     if ("teachers" in theirs) != ("teachers" in ours):
-        sys.exit(f"error: {folder} was trained {'with' if 'teachers' in theirs else 'without'} teachers; resume it "
-                 f"with {'distill.py' if 'teachers' in theirs else 'train.py'}")
+        how, script = ("with", "distill.py") if "teachers" in theirs else ("without", "train.py")
+        sys.exit(f"error: {folder} was trained {how} teachers; resume it with {script}")
     if asdict(saved.cfg) != asdict(model.cfg):
         sys.exit(f"error: {folder} is another model ({differences(asdict(saved.cfg), asdict(model.cfg))}); "
                  "resume with its own settings")
@@ -326,13 +343,14 @@ def refuse_another_run(cfg, data, folder, model, saved, described):
                  f"--data_dir={theirs['data_dir']}")
     for key in ("seed", "batch_size", "seq_len", "random_offset", "curriculum", "curriculum_epochs"):
         if theirs.get(key) != ours[key]:
-            sys.exit(f"error: {folder} was trained with {key}={theirs.get(key)}, not {ours[key]}: the data order and "
-                     "what is counted depend on it; resume with its own")
+            sys.exit(f"error: {folder} was trained with {key}={theirs.get(key)}, not {ours[key]}: the data "
+                     "order and what is counted depend on it; resume with its own")
 
 
 def point_out_changes(cfg, described, about):
     """One line each for settings and teachers that are not what the run was begun with."""
-    changed = differences(described["train_config"], json.loads(json.dumps(asdict(cfg))), ("resume", "overwrite"))
+    ours = json.loads(json.dumps(asdict(cfg)))
+    changed = differences(described["train_config"], ours, ("resume", "overwrite"))
     if changed:
         print(f"notice: resuming with changed settings: {changed}")
     changed = differences({key: described.get(key) for key in about}, about)
@@ -357,8 +375,9 @@ def start_from(path, model, meta):
 
 
 def word_mark(cfg, data, step):
-    """'chck_20M' if this step reaches 20M words, of the marks 1M to 10M, 20M to 100M, 200M and so on; else ''.
-    Words are blank-separated and counted by prepare.py after cleaning; a token is its average share of one."""
+    """'chck_20M' if this step reaches 20M words, of the marks 1M to 10M, 20M to 100M, 200M and so on; else
+    ''. Words are blank-separated and counted by prepare.py after cleaning; a token is its average share of
+    one."""
     millions = train_words(data) / len(data.shards) / 1e6  # a token's
     before, words = ((step - past) * cfg.batch_size * cfg.seq_len * millions for past in (1, 0))
     unit = 10 ** int(math.log10(max(words, 1)))
@@ -392,7 +411,8 @@ class Metrics:
         self.wandb = self.tensorboard = None
         if cfg.wandb:
             import wandb
-            self.wandb = wandb.init(project="nanobabyllama", name=os.path.basename(cfg.out_dir), config=asdict(cfg))
+            name = os.path.basename(cfg.out_dir)
+            self.wandb = wandb.init(project="nanobabyllama", name=name, config=asdict(cfg))
         if cfg.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
             self.tensorboard = SummaryWriter(cfg.out_dir, purge_step=step + 1)

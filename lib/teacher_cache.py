@@ -3,12 +3,12 @@
     python distill.py config/babyllama.py --teacher_cache=cache
 
 With fixed chunks a teacher's states for a chunk are the same in each epoch and for each student; only its
-`logits(states)` are computed again. Exact but for rounding states that are not whole numbers to bfloat16, which
-bfloat16 arithmetic does to them anyway; cached top-k logits are not.
+`logits(states)` are computed again. Exact but for rounding states that are not whole numbers to bfloat16,
+which bfloat16 arithmetic does to them anyway; cached top-k logits are not.
 
-    cache/<teacher>/  cache.json (whose states of what), states_00000.bin ... (chunks x seq_len x C, bfloat16; of
-                      whole numbers int64), states_00000.json ... (SHA-256, written last: a pass that was cut short
-                      goes on)
+    cache/<teacher>/  cache.json (whose states of what), states_00000.bin ... (chunks x seq_len x C, bfloat16;
+                      of whole numbers int64), states_00000.json ... (SHA-256, written last: a pass that was
+                      cut short goes on)
 """
 import hashlib
 import json
@@ -39,16 +39,16 @@ def check_cache(cfg):
 
 
 def cached_teachers(cfg, machine, data, teachers):
-    """The teachers with their states on disk, where what was missing is written first. Exits if the cache is of
-    something else, damaged, or does not fit."""
+    """The teachers with their states on disk, where what was missing is written first. Exits if the cache
+    is of something else, damaged, or does not fit."""
     caches = [StateCache(cfg, machine, data, i, t) for i, t in enumerate(teachers)]
     if len({c.folder for c in caches}) < len(caches):
-        sys.exit(f"error: two of teachers={','.join(cfg.teachers)} would share a folder in {cfg.teacher_cache}")
+        sys.exit(f"error: two of teachers={','.join(cfg.teachers)} would share a folder of the teacher_cache")
     os.makedirs(cfg.teacher_cache, exist_ok=True)
     missing, free = sum(c.missing_bytes() for c in caches), shutil.disk_usage(cfg.teacher_cache).free
     if machine.rank == 0 and missing:
-        print(f"teacher cache: {missing / 1e9:.3g} GB to write into {cfg.teacher_cache}, {free / 1e9:.3g} GB free; "
-              f"{sum(c.token_bytes for c in caches):,} bytes per token", flush=True)
+        print(f"teacher cache: {missing / 1e9:.3g} GB to write into {cfg.teacher_cache}, {free / 1e9:.3g} GB "
+              f"free; {sum(c.token_bytes for c in caches):,} bytes per token", flush=True)
     if missing > free:
         sys.exit(f"error: {cfg.teacher_cache} has {free / 1e9:.3g} GB free, the teacher cache wants "
                  f"{missing / 1e9:.3g} GB")
@@ -89,11 +89,12 @@ class StateCache:
         self.chunks = n_chunks(cfg, data.shards)
         self.per_shard = max(1, SHARD_BYTES // (self.token_bytes * cfg.seq_len))  # chunks
         self.shards = range(-(-self.chunks // self.per_shard))
-        self.folder = os.path.join(cfg.teacher_cache, re.sub(r"\W+", "_", os.path.normpath(cfg.teachers[i])).strip("_"))
+        name = re.sub(r"\W+", "_", os.path.normpath(cfg.teachers[i])).strip("_")
+        self.folder = os.path.join(cfg.teacher_cache, name)
         self.identity = dict(
             format_version=FORMAT_VERSION, seq_len=cfg.seq_len, width=width, chunks_per_shard=self.per_shard,
             weights_sha256=teacher.weights_sha256, data_sha256=data_sha256(data.meta),
-            dtype="int64" if self.whole_numbers else "bfloat16" if machine.bf16 else "float32",  # of the arithmetic
+            dtype="int64" if self.whole_numbers else str(machine.dtype).removeprefix("torch."),  # computed in
             teacher_dtype=cfg.teacher_dtype[i % len(cfg.teacher_dtype)])
         self.identity_sha256 = hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()
         if os.path.isfile(os.path.join(self.folder, "cache.json")):
@@ -101,7 +102,8 @@ class StateCache:
             for key, value in self.identity.items():
                 if found.get(key) != value:
                     sys.exit(f"error: the teacher cache {self.folder} is of something else ({key} was "
-                             f"{found.get(key)}, is {value}); delete that folder or name another --teacher_cache")
+                             f"{found.get(key)}, is {value}); delete that folder or name another "
+                             "--teacher_cache")
 
     def shard(self, k, ending="bin"):
         return os.path.join(self.folder, f"states_{k:05d}.{ending}")
@@ -136,11 +138,13 @@ class StateCache:
         if machine.world > 1:
             dist.barrier()
         todo = [k for k in self.shards[machine.rank::machine.world] if not self.has(k)]
-        for k in tqdm(todo, desc=self.folder, unit="shard", disable=machine.rank > 0 or not sys.stderr.isatty()):
+        quiet = machine.rank > 0 or not sys.stderr.isatty()
+        for k in tqdm(todo, desc=self.folder, unit="shard", disable=quiet):
             chunks = self.chunks_of(k)
             with open(self.shard(k), "wb") as f:
                 for i in range(chunks.start, chunks.stop, machine.micro_batch):
-                    index = np.arange(i, i + machine.micro_batch).clip(max=chunks.stop - 1)  # one shape: compiled once
+                    index = np.arange(i, i + machine.micro_batch)  # one shape: compiled once
+                    index = index.clip(max=chunks.stop - 1)
                     tokens = self.data.shards.windows(index * cfg.seq_len, cfg.seq_len + 1)
                     with machine.autocast():
                         states = teacher.states(to_batch(tokens, machine.device, index))[:chunks.stop - i]
@@ -159,8 +163,8 @@ class StateCache:
             if good and k % self.machine.world == self.machine.rank:
                 good = sha256(path) == read_json(self.shard(k, "json"), ["sha256"])["sha256"]
             if not good:
-                sys.exit(f"error: {path} is missing or damaged; delete {self.shard(k, 'json')} to have it computed "
-                         "again")
+                sys.exit(f"error: {path} is missing or damaged; delete {self.shard(k, 'json')} to have it "
+                         "computed again")
             maps.append(np.memmap(path, self.dtype, "r").reshape(-1, self.cfg.seq_len, *self.row_shape))
         return maps
 

@@ -1,18 +1,18 @@
 """Fine-tune on (Super)GLUE by the rules of the 2024 BabyLM pipeline.
 
     python -m tools.finetune --ckpt=out/babyllama --data=glue_filtered --tasks=rte,wsc --seeds=12,13,14
-    python -m tools.finetune config/glue/babyllama2.py --ckpt=out/babyllama2        # a paper's settings for each task
-    python -m tools.finetune config/glue/lora.py --ckpt=out/a,out/b --tasks=rte     # LoRA; several: one model of averaged logits
+    python -m tools.finetune config/glue/babyllama2.py --ckpt=out/babyllama2  # a paper's settings, by task
+    python -m tools.finetune config/glue/lora.py --ckpt=out/a,out/b           # LoRA; averaged logits
 
 A text is its tokens, a pair the tokens of both one after the other: no <s>, no separator. Pairs longer than
-max_length lose tokens at the end of the longer text. A head without bias reads the final hidden state of the last
-token. The best epoch, chosen on the validation set that the scores are also on, counts: official, and
-optimistic. results.json in out_dir is skipped where it has a task and seed already.
+max_length lose tokens at the end of the longer text. A head without bias reads the final hidden state of the
+last token. The best epoch, chosen on the validation set that the scores are also on, counts: official, and
+optimistic. What results.json in out_dir has is not done again; it must be of the same settings, weights and
+texts.
 
 Shapes: B texts, T tokens of the longest, K labels.
 """
 import glob
-import hashlib
 import json
 import math
 import os
@@ -20,7 +20,6 @@ import re
 import statistics
 import sys
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from typing import Literal, NamedTuple, get_type_hints
 
 import numpy as np
@@ -28,18 +27,28 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-import config
-import disk
-from eval_blimp import add_predictions, load_ensemble, read_predictions
+from eval_blimp import add_predictions, read_predictions
+from lib.checkpoints import (
+    find_checkpoint,
+    load_checkpoint,
+    load_ensemble,
+    read_checkpoint_config,
+    save_checkpoint,
+    weights_sha256,
+)
+from lib.configurator import check_seeds, checked, launch, need, non_defaults, parsed
+from lib.files import lock, read_json, sha256, write_json
+from lib.machine import Machine, start_machine
+from lib.runs import Keeper, differences
 from model import LanguageModel
-from train import LoopConfig, Run, check_loop_config, start_machine, train
+from train import LoopConfig, Trainee, check_loop_config, train
 
 
 @dataclass
 class FinetuneConfig(LoopConfig):
-    ckpt: tuple[str, ...] = ()     # run or checkpoint folder; several: all trained as one model of averaged logits
-    data: str = "glue_filtered"    # folder of <task>.train.jsonl and <task>.valid.jsonl, or of a folder for each task
-    tasks: tuple[str, ...] = ()    # cola, sst2, mrpc, qqp, mnli (and mnli-mm with it), qnli, rte, boolq, multirc, wsc
+    ckpt: tuple[str, ...] = ()     # run or checkpoint folder; several: trained as one, of averaged logits
+    data: str = "glue_filtered"    # folder of <task>.train.jsonl and <task>.valid.jsonl, or one for each task
+    tasks: tuple[str, ...] = ()    # cola sst2 mrpc qqp mnli (mnli-mm with it) qnli rte boolq multirc wsc
     per_task: tuple[str, ...] = () # "rte --epochs=3 --batch_size=2": what holds for one task alone
     seeds: tuple[str, ...] = ("12",)
     out_dir: str = "out/glue"
@@ -49,8 +58,8 @@ class FinetuneConfig(LoopConfig):
     lora_dropout: float = 0.1
     warmup_share: float = 0.0      # of all steps, in the place of warmup_iters
     formats: Literal["full", "lora"] = "full"  # how multirc and wsc read: the pipeline's two scripts differ
-    select: Literal["score", "loss"] = "score" # best epoch: binary F1 (accuracy with three labels), or validation loss
-    predictions: str = ""          # also add the first seed's predictions to this .json.gz, as the 2024 challenge takes them
+    select: Literal["score", "loss"] = "score" # the best epoch: binary F1 (accuracy of three labels), or loss
+    predictions: str = ""          # also add the first seed's to this .json.gz (the 2024 challenge's form)
     keep_model: bool = False       # also write the fine-tuned weights
     # the pipeline's defaults
     learning_rate: float = 5e-5
@@ -88,39 +97,38 @@ def main(cfg):
     models, tokenizer, _ = load_ensemble(cfg.ckpt, torch.device("cpu"))
     block_size = min(m.cfg.block_size for m in models)
     del models
-    plan = [(task, task_config(cfg, task, seed)) for task in cfg.tasks for seed in cfg.seeds]
-    for task, own in plan[::len(cfg.seeds)]:  # mistakes show before the first is trained
-        check(own)
-        if own.max_length > block_size:
-            sys.exit(f"error: max_length={own.max_length} is longer than the model's block_size={block_size}")
-        _, labels = read_examples(own, task, "train", tokenizer)
-        for name in scored_on(own, task):
-            read_examples(own, name, "valid", tokenizer, labels)
+    plan = [(task, task_config(cfg, task, seed)) for task in dict.fromkeys(cfg.tasks) for seed in cfg.seeds]
+    with_first_seed = plan[::len(cfg.seeds)]
+    for task, task_cfg in with_first_seed:  # mistakes show before the first is trained
+        check(task_cfg)
+        fits = task_cfg.max_length <= block_size
+        need(task_cfg, max_length=(fits, f"at most the model's block_size={block_size}"))
+        _, labels = read_examples(task_cfg, task, "train", tokenizer)
+        for name in scored_on(task_cfg, task):
+            read_examples(task_cfg, name, "valid", tokenizer, labels)
     if cfg.predictions:
         read_predictions(cfg.predictions)
     os.makedirs(cfg.out_dir, exist_ok=True)
-    disk.lock(cfg.out_dir)
+    lock(cfg.out_dir)
     path = os.path.join(cfg.out_dir, "results.json")
     results = read_results(path)
-    for task, own in plan:
-        identity, seed = identity_sha256(own, task), str(own.seed)
-        done = results.get(task, {}).get(seed)
-        if done and done["identity_sha256"] != identity and not cfg.overwrite:
-            sys.exit(f"error: {path} has {task}, seed {seed}, with other settings, weights or data; name another --out_dir, or use --overwrite for these tasks")
-        if not done or cfg.overwrite:
-            print(f"\n=== {task}, seed {seed}", flush=True)
-            scores, predicted, interrupted = finetune(own, task, cfg.ckpt, tokenizer)
-            disk.write_json(os.path.join(own.out_dir, "predictions.json"), predicted)
-            for name, score in scores.items():  # mnli brings mnli-mm
-                results.setdefault(name, {})[seed] = dict(identity_sha256=identity, **score)
-            disk.write_json(path, results)
-            if interrupted:
-                sys.exit(f"stopped by a signal; {task}, seed {seed} is done, the same command goes on")
+    for task, task_cfg in plan if cfg.overwrite else without_result(plan, results, path):
+        seed, origin = str(task_cfg.seed), origin_of(task_cfg, task)
+        print(f"\n=== {task}, seed {seed}", flush=True)
+        scores, predicted, interrupted = finetune(task_cfg, task, tokenizer)
+        write_json(os.path.join(task_cfg.out_dir, "predictions.json"), predicted)
+        for name, score in scores.items():  # mnli brings mnli-mm
+            results.setdefault(name, {})[seed] = {**origin, **score}
+        write_json(path, results)
+        if interrupted:
+            sys.exit(f"stopped by a signal; {task}, seed {seed} is done, the same command goes on")
     if cfg.predictions:
-        for task, own in plan[::len(cfg.seeds)]:
-            add_predictions(cfg.predictions, {"glue": disk.read_json(os.path.join(own.out_dir, "predictions.json"))})
-    seeds = {str(own.seed) for _, own in plan}
-    table({name: {seed: results[name][seed] for seed in seeds if seed in results[name]} for task in cfg.tasks for name in scored_on(cfg, task)})
+        for task, task_cfg in with_first_seed:
+            predicted = read_json(os.path.join(task_cfg.out_dir, "predictions.json"))
+            add_predictions(cfg.predictions, {"glue": predicted})
+    seeds = {str(task_cfg.seed) for _, task_cfg in plan}
+    table({name: {seed: row for seed, row in results.get(name, {}).items() if seed in seeds}
+           for task in cfg.tasks for name in scored_on(cfg, task)})
 
 
 def check(cfg):
@@ -128,17 +136,23 @@ def check(cfg):
     check_loop_config(cfg)
     if not cfg.ckpt or not cfg.tasks:
         sys.exit("error: say which model learns what: --ckpt=out/run --tasks=rte,wsc")
+    known = [task for task in TASKS if task != "mnli-mm"]
     for task in cfg.tasks:
-        if task not in TASKS or task == "mnli-mm":
-            sys.exit(f"error: tasks: no task '{task}'; there are {', '.join(t for t in TASKS if t != 'mnli-mm')} (mnli brings mnli-mm)")
-    config.check_seeds(cfg.seeds)
-    for key, good, wanted in (("seeds", cfg.seeds, "one or more"), ("max_length", cfg.max_length > 0, "at least 1"),
-                              ("resume", not cfg.resume, "False: the same command goes on with the tasks and seeds that are missing"),
-                              ("lora_dropout", cfg.lora_dropout < 1, "below 1"), ("warmup_share", cfg.warmup_share < 1, "below 1")):
-        if not good:
-            sys.exit(f"error: {key}={getattr(cfg, key)} must be {wanted}")
+        if task not in known:
+            sys.exit(f"error: tasks: no task '{task}'; there are {', '.join(known)} (mnli brings mnli-mm)")
+    check_seeds(cfg.seeds)
+    need(cfg,
+         seeds=(cfg.seeds, "one or more"),
+         max_length=(cfg.max_length > 0, "at least 1"),
+         resume=(not cfg.resume, "False: the same command goes on with the tasks and seeds that are missing"),
+         lora_dropout=(cfg.lora_dropout < 1, "below 1"),
+         warmup_share=(cfg.warmup_share < 1, "below 1"))
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        sys.exit("error: finetune.py runs in one process; start it without torchrun")
+        sys.exit("error: tools.finetune runs in one process; start it without torchrun")
+
+
+NOT_PER_TASK = ("ckpt", "data", "tasks", "per_task", "seeds", "out_dir", "predictions", "resume", "overwrite")
+WHERE_AND_HOW = ("device", "wandb", "tensorboard", "log_interval", "keep_model")  # not what comes out
 
 
 def task_config(cfg, task, seed):
@@ -146,26 +160,18 @@ def task_config(cfg, task, seed):
     types, values = get_type_hints(FinetuneConfig), {}
     for line in cfg.per_task:
         name, *flags = line.split() or [""]
-        if name not in TASKS or name == "mnli-mm" or not all(flag.startswith("--") and "=" in flag for flag in flags):
+        well_formed = all(flag.startswith("--") and "=" in flag for flag in flags)
+        if name not in TASKS or name == "mnli-mm" or not well_formed:
             sys.exit(f"error: per_task: '{line}' is not 'task --key=value ...'")
         for key, _, text in (flag[2:].partition("=") for flag in flags if name == task):
-            if key in NOT_PER_TASK or key == "seed" and len(cfg.seeds) > 1:
-                sys.exit(f"error: per_task '{line}': {key} cannot be set for one task alone" + " where there are several seeds" * (key == "seed"))
-            values[key] = config.checked(types, key, config.parsed(types, key, text), f"per_task '{line}'")
+            several = key == "seed" and len(cfg.seeds) > 1
+            if key in NOT_PER_TASK or several:
+                sys.exit(f"error: per_task '{line}': {key} cannot be set for one task alone"
+                         + " where there are several seeds" * several)
+            values[key] = checked(types, key, parsed(types, key, text), f"per_task '{line}'")
     values.setdefault("seed", int(seed))
-    return replace(cfg, **values, out_dir=os.path.join(cfg.out_dir, f"{task}_{values['seed']}"), overwrite=True)
-
-
-NOT_PER_TASK = ("ckpt", "data", "tasks", "per_task", "seeds", "out_dir", "predictions", "resume", "overwrite")
-
-
-def identity_sha256(cfg, task):
-    """One hash for the settings, weights and texts that a result follows from."""
-    settings = asdict(cfg)
-    for key in (*NOT_PER_TASK, "device", "wandb", "tensorboard", "log_interval", "keep_model"):  # where and how, not what
-        del settings[key]
-    files = [f for name, split in ((task, "train"), *((name, "valid") for name in scored_on(cfg, task))) for f in find_files(cfg, name, split)]
-    return hashlib.sha256(json.dumps([settings, list(map(disk.weights_sha256, cfg.ckpt)), list(map(disk.sha256, files))]).encode()).hexdigest()
+    out_dir = os.path.join(cfg.out_dir, f"{task}_{values['seed']}")
+    return replace(cfg, **values, out_dir=out_dir, overwrite=True)
 
 
 def scored_on(cfg, task):
@@ -173,54 +179,173 @@ def scored_on(cfg, task):
     return [task, "mnli-mm"] if task == "mnli" and find_files(cfg, "mnli-mm", "valid") else [task]
 
 
+# --- results: made once, and told from those of other settings ------------------------------------
+
+def origin_of(cfg, task):
+    """What a result follows from: settings that are not their defaults, and hashes of weights and texts."""
+    files = find_files(cfg, task, "train")
+    for name in scored_on(cfg, task):
+        files += find_files(cfg, name, "valid")
+    inputs = dict(weights=list(map(weights_sha256, cfg.ckpt)), texts=list(map(sha256, files)))
+    return dict(settings=non_defaults(cfg, ignore=(*NOT_PER_TASK, *WHERE_AND_HOW)), inputs_sha256=inputs)
+
+
 def read_results(path):
-    """task -> seed -> scores, as far as there are any."""
-    results = disk.read_json(path) if os.path.isfile(path) else {}
+    """task -> seed -> origin and scores, as far as there are any."""
+    results = read_json(path) if os.path.isfile(path) else {}
     try:
         for task, rows in results.items():
             for row in rows.values():
-                row["identity_sha256"], float(row[TASKS[task][2]])
+                float(row[TASKS[task][2]])
+                if "identity_sha256" not in row:
+                    row["settings"].keys(), row["inputs_sha256"]["weights"], row["inputs_sha256"]["texts"]
     except (KeyError, TypeError, AttributeError, ValueError):
         sys.exit(f"error: {path} is damaged; repair it, or name another --out_dir")
     return results
 
 
-def finetune(cfg, task, paths, tokenizer):
-    """Train on one task with one seed: {task: scores} and {task: predictions} of the best epoch, and whether a signal came at the end."""
+def without_result(plan, results, path):
+    """The part of the plan that is to be done. A result of other settings, weights or texts is refused."""
+    todo, older = [], []
+    for task, cfg in plan:
+        row = results.get(task, {}).get(str(cfg.seed))
+        if row is None:
+            todo.append((task, cfg))
+        elif "settings" not in row:  # a hash of all settings, which any new setting changes
+            older.append(f"{task}_{cfg.seed}")
+        else:
+            changed = changes(row, origin_of(cfg, task))
+            if changed:
+                sys.exit(f"error: {path} has {task}, seed {cfg.seed}, with other settings, weights or data "
+                         f"({changed}); name another --out_dir, or use --overwrite for these tasks")
+    if older:
+        print(f"notice: {path} has results of older code, whose settings, weights and data are not compared: "
+              f"{', '.join(older)}")
+    return todo
+
+
+def changes(row, origin):
+    """What of a result's origin is not so now, in words; '' = nothing."""
+    defaults = asdict(FinetuneConfig())
+    settings = differences({**defaults, **row["settings"]}, {**defaults, **origin["settings"]})
+    inputs = [f"other {key}" for key in ("weights", "texts")
+              if row["inputs_sha256"][key] != origin["inputs_sha256"][key]]
+    return ", ".join(filter(None, [settings, *inputs]))
+
+
+# --- training -------------------------------------------------------------------------------------
+
+def finetune(cfg, task, tokenizer):
+    """Train on one task with one seed: {task: scores} and {task: predictions} of the best epoch, and whether
+    a signal came at the end."""
     device, bf16 = start_machine(cfg)
+    machine = Machine(device, micro_batch=cfg.batch_size, bf16=bf16)
     examples, labels = read_examples(cfg, task, "train", tokenizer)
     valid, _ = read_examples(cfg, task, "valid", tokenizer, labels)
-    torch.manual_seed(cfg.seed)  # before the heads are made
-    model, *others = [classifier(disk.load_checkpoint(path)[0], len(labels)).to(device) for path in paths]
-    if cfg.lora_rank:
-        for m in (model, *others):
-            add_lora(m, cfg)
-    ensemble = nn.ModuleList(others) if others else None
-    data = Examples(cfg, examples, valid, partial(logits, others=ensemble), bf16, device)
+    data = Examples(cfg, examples, device)
     if cfg.warmup_share:
         cfg = replace(cfg, warmup_iters=math.ceil(cfg.warmup_share * data.total))
-    run = Run(device, rank=0, world=1, micro_batch=cfg.batch_size, bf16=bf16, compile=False, shards=None, val=None)
-    print(f"{len(examples):,} texts to train on, {len(valid):,} to validate, {len(labels)} labels; {data.total:,} steps of {cfg.batch_size} at most", flush=True)
-    train(cfg, run, partial(classification_loss, others=ensemble), ensemble, model=model, data=data)
-    model.companion = None
-    for m, state in zip((model, *others), data.best_weights):
-        m.load_state_dict(state)
-        m.eval()
-    scores, predicted = {task: data.best_scores}, {task: listed(task, data.best_predictions, labels)}
+    ensemble = new_ensemble(cfg, len(labels), device)
+    keeper = TaskKeeper(cfg, machine, data, valid, len(labels))
+    train(cfg, machine, data, Trainee(ensemble), classification_loss, keeper)
+    ensemble.load_state_dict(keeper.best_weights)
+    ensemble.eval()
+    scores, predicted = {task: keeper.best_scores}, {task: listed(task, keeper.best_predictions, labels)}
     if "mnli-mm" in scored_on(cfg, task):
         mismatched, _ = read_examples(cfg, "mnli-mm", "valid", tokenizer, labels)
-        scores["mnli-mm"], found = Examples(cfg, examples, mismatched, data.logits, bf16, device).scores(model)
+        scores["mnli-mm"], found = validation(ensemble, mismatched, machine)
         predicted["mnli-mm"] = listed("mnli-mm", found, labels)
     if cfg.keep_model:
-        for i, (m, path) in enumerate(zip((model, *others), paths)):
-            described = disk.read_checkpoint_config(disk.find_checkpoint(path))
-            del described["format_version"]
-            described.update(model=asdict(m.cfg), parameters=m.n_params(), finetuned=task, labels=labels, scores=scores, train_config=asdict(cfg))
-            disk.save_checkpoint(cfg.out_dir, f"member_{i}", m, described, os.path.join(disk.find_checkpoint(path), described["tokenizer"]))
-    return scores, predicted, data.interrupted
+        save_members(cfg, task, ensemble, labels, scores)
+    return scores, predicted, bool(keeper.signals)
 
 
-# --- the model --------------------------------------------------------------------------------------
+class TaskKeeper(Keeper):
+    """Of a fine-tuning run: keeps the best epoch, in memory. On disk there is its log alone."""
+
+    stopped = "with nothing of this run kept; the same command begins it again"
+
+    def __init__(self, cfg, machine, data, valid, n_labels):
+        super().__init__(cfg, machine, data)
+        self.valid, self.n_labels = valid, n_labels
+        self.measure = "1 - F1" if n_labels == 2 else "1 - accuracy"
+        if cfg.select == "loss":
+            self.measure = "validation loss"
+
+    def announce(self):
+        print(f"{len(self.data.examples):,} texts to train on, {len(self.valid):,} to validate, "
+              f"{self.n_labels} labels; {self.data.total:,} steps of {self.cfg.batch_size} at most",
+              flush=True)
+
+    def validate(self):
+        ensemble = self.trainee.student.eval()
+        scores, predicted = validation(ensemble, self.valid, self.machine)
+        ensemble.train()
+        value = 1 - scores["f1" if self.n_labels == 2 else "accuracy"]
+        if self.cfg.select == "loss":
+            value = scores["val_ce"]
+        if value < self.best:
+            self.best_scores, self.best_predictions = scores, predicted
+            self.best_weights = {k: v.detach().cpu().clone() for k, v in ensemble.state_dict().items()}
+        return value, dict(val_loss=value, **scores)
+
+    def save(self, step, val_ce):
+        """Nothing: a task takes minutes, and is begun again."""
+
+    def interrupted(self):
+        """Nothing yet: the results are to be written first (see main)."""
+
+
+@torch.no_grad()
+def validation(ensemble, texts, machine):
+    """Scores on the texts, and the label predicted for each."""
+    z, y = [], []
+    for i in range(0, len(texts), 64):
+        batch = to_batch(texts[i:i + 64], machine.device)
+        with machine.autocast():
+            z.append(ensemble(batch).cpu())
+        y.append(batch.y.cpu())
+    z, y = torch.cat(z), torch.cat(y)
+    predicted = z.argmax(-1)
+    scores = dict(val_ce=F.cross_entropy(z, y).item(), **metrics(predicted.numpy(), y.numpy(), z.shape[1]))
+    return scores, predicted.tolist()
+
+
+def metrics(predicted, y, n_labels):
+    """Accuracy; with two labels also F1 of label 1 and Matthews' correlation."""
+    scores = dict(accuracy=float((predicted == y).mean()))
+    if n_labels == 2:
+        tp, tn, fp, fn = (float(((predicted == p) & (y == label)).sum())
+                          for p, label in ((1, 1), (0, 0), (1, 0), (0, 1)))
+        scores["f1"] = 2 * tp / (2 * tp + fp + fn) if tp else 0.0
+        spread = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
+        scores["mcc"] = (tp * tn - fp * fn) / math.sqrt(spread) if spread else 0.0
+    return scores
+
+
+def save_members(cfg, task, ensemble, labels, scores):
+    """The fine-tuned models, a checkpoint folder each."""
+    for i, (model, path) in enumerate(zip(ensemble.models, cfg.ckpt)):
+        source = find_checkpoint(path)
+        described = read_checkpoint_config(source)
+        del described["format_version"]
+        described.update(model=asdict(model.cfg), parameters=model.n_params(), finetuned=task, labels=labels,
+                         scores=scores, train_config=asdict(cfg))
+        tokenizer_file = os.path.join(source, described["tokenizer"])
+        save_checkpoint(cfg.out_dir, f"member_{i}", model, described, tokenizer_file)
+
+
+# --- the model ------------------------------------------------------------------------------------
+
+def new_ensemble(cfg, n_labels, device):
+    """The checkpoints' models with new heads, random by `seed`."""
+    torch.manual_seed(cfg.seed)
+    models = [classifier(load_checkpoint(path)[0], n_labels).to(device) for path in cfg.ckpt]
+    if cfg.lora_rank:
+        for model in models:
+            add_lora(model, cfg)
+    return Ensemble(models)
+
 
 def classifier(model, n_labels):
     """A language model with a new head of `n_labels` rows in the place of its own; its body is kept."""
@@ -229,20 +354,27 @@ def classifier(model, n_labels):
     return new.train()
 
 
-def logits(model, batch, others=None):
-    """(B, K) of the last token of each text, the mean over the models."""
-    head_loss = lambda h, head: head(h[torch.arange(len(h), device=h.device), batch.last]).float()
-    members = [m(batch.x, head_loss) for m in (model, *(others or ()))]
-    return sum(members) / len(members)
+class Ensemble(nn.Module):
+    """Classifiers as one: the mean of their logits."""
+
+    def __init__(self, models):
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def forward(self, batch):
+        """(B, K), of the last token of each text."""
+        rows = torch.arange(len(batch.x), device=batch.x.device)
+        members = [m.lm_head(m.model(batch.x)[rows, batch.last]).float() for m in self.models]
+        return sum(members) / len(members)
 
 
-def classification_loss(model, batch, cfg, run, others):
-    return F.cross_entropy(logits(model, batch, others), batch.y), {}
+def classification_loss(trainee, batch):
+    return F.cross_entropy(trainee.student(batch), batch.y), {}
 
 
 class LoRALinear(nn.Linear):
-    """A frozen linear layer and an adapter: x W^T + (alpha / r) dropout(x) A^T B^T, with A (r, in), B (out, r).
-    Its state_dict has the sum as `weight`, so that checkpoints are plain ones."""
+    """A frozen linear layer and an adapter: x W^T + (alpha / r) dropout(x) A^T B^T, with A (r, in) and
+    B (out, r). Its state_dict has the sum as `weight`, so that checkpoints are plain ones."""
 
     def __init__(self, base, rank, alpha, dropout):
         nn.Module.__init__(self)
@@ -254,7 +386,8 @@ class LoRALinear(nn.Linear):
         self.scale, self.drop = alpha / rank, nn.Dropout(dropout)
 
     def forward(self, x):
-        return F.linear(x, self.weight, self.bias) + F.linear(F.linear(self.drop(x), self.a), self.b) * self.scale
+        y = F.linear(x, self.weight, self.bias)
+        return y + F.linear(F.linear(self.drop(x), self.a), self.b) * self.scale
 
     def _save_to_state_dict(self, destination, prefix, keep_vars):
         destination[prefix + "weight"] = (self.weight + self.scale * self.b @ self.a).detach()
@@ -270,15 +403,17 @@ class LoRALinear(nn.Linear):
 
 
 def add_lora(model, cfg):
-    """Freeze all but the head, and adapt what PEFT does by default: queries and values; GPT-2's keys too, which are fused with them
-    there (in PEFT the three share one A)."""
+    """Freeze all but the head, and adapt what PEFT does by default: queries and values; GPT-2's keys too,
+    which are fused with them there (in PEFT the three share one A)."""
     model.model.requires_grad_(False)
+    names = ("q_proj", "v_proj") if model.cfg.arch == "llama" else ("q_proj", "k_proj", "v_proj")
     for layer in model.model.layers:
-        for name in ("q_proj", "v_proj") if model.cfg.arch == "llama" else ("q_proj", "k_proj", "v_proj"):
-            setattr(layer.self_attn, name, LoRALinear(getattr(layer.self_attn, name), cfg.lora_rank, cfg.lora_alpha, cfg.lora_dropout))
+        for name in names:
+            base = getattr(layer.self_attn, name)
+            setattr(layer.self_attn, name, LoRALinear(base, cfg.lora_rank, cfg.lora_alpha, cfg.lora_dropout))
 
 
-# --- the texts --------------------------------------------------------------------------------------
+# --- the texts ------------------------------------------------------------------------------------
 
 class Example(NamedTuple):
     ids: list
@@ -292,67 +427,32 @@ class ExampleBatch(NamedTuple):
 
 
 class Examples:
-    """What the loop sees of a task: batches, each epoch in a new order, and the validation."""
+    """What the loop sees of a task: batches, each epoch in a new order."""
 
-    def __init__(self, cfg, examples, valid, logits, bf16, device):
-        self.cfg, self.examples, self.valid, self.logits, self.bf16, self.device = cfg, examples, valid, logits, bf16, device
+    unit = "texts"
+
+    def __init__(self, cfg, examples, device):
+        self.cfg, self.examples, self.device = cfg, examples, device
         self.steps_per_epoch = math.ceil(len(examples) / cfg.batch_size)
         total = cfg.epochs * self.steps_per_epoch
         self.total = min(total, cfg.max_iters) if cfg.max_iters else total
-        self.n_labels = len({e.label for e in examples})
-        self.best, self.of = math.inf, None
-        self.validation = "validation loss" if cfg.select == "loss" else f"1 - {'F1' if self.n_labels == 2 else 'accuracy'}"
+        self.drawn = None  # the epoch whose order is at hand
 
     def batch(self, step, micro_step):
         epoch, position = divmod(step, self.steps_per_epoch)
-        if epoch != self.of:
-            self.of, self.order = epoch, np.random.default_rng([self.cfg.seed, epoch]).permutation(len(self.examples))
-        return to_batch([self.examples[i] for i in self.order[position * self.cfg.batch_size:(position + 1) * self.cfg.batch_size]], self.device)
+        if epoch != self.drawn:
+            rng = np.random.default_rng([self.cfg.seed, epoch])
+            self.drawn, self.order = epoch, rng.permutation(len(self.examples))
+        first = position * self.cfg.batch_size
+        chosen = self.order[first:first + self.cfg.batch_size]
+        return to_batch([self.examples[i] for i in chosen], self.device)
 
     def epoch(self, step):
         return step / self.steps_per_epoch
 
     def seen(self, step):
         epochs, steps = divmod(step, self.steps_per_epoch)
-        return "texts", epochs * len(self.examples) + steps * self.cfg.batch_size
-
-    def validate(self, model):
-        """What the best epoch has least of, then the scores; keeps the best epoch's weights and predictions."""
-        scores, predicted = self.scores(model)
-        loss = scores["val_ce"] if self.cfg.select == "loss" else 1 - scores["f1" if self.n_labels == 2 else "accuracy"]
-        if loss < self.best:
-            self.best, self.best_scores, self.best_predictions = loss, scores, predicted
-            self.best_weights = [{k: v.detach().cpu().clone() for k, v in m.state_dict().items() if not k.startswith("companion.")}
-                                 for m in (model, *(model.companion or ()))]
-        return {"val_loss": loss, **scores}
-
-    @torch.no_grad()
-    def scores(self, model):
-        """Scores on the validation texts, and the label predicted for each."""
-        z, y = [], []
-        for m in (model, *(model.companion or ())):
-            m.eval()
-        for i in range(0, len(self.valid), 64):
-            batch = to_batch(self.valid[i:i + 64], self.device)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16):
-                z.append(self.logits(model, batch).cpu())
-            y.append(batch.y.cpu())
-        for m in model.companion or ():
-            m.train()
-        z, y = torch.cat(z), torch.cat(y)
-        predicted = z.argmax(-1)
-        return dict(val_ce=F.cross_entropy(z, y).item(), **metrics(predicted.numpy(), y.numpy(), z.shape[1])), predicted.tolist()
-
-
-def metrics(predicted, y, n_labels):
-    """Accuracy; with two labels also F1 of label 1 and Matthews' correlation."""
-    scores = dict(accuracy=float((predicted == y).mean()))
-    if n_labels == 2:
-        tp, tn, fp, fn = (float(((predicted == p) & (y == t)).sum()) for p, t in ((1, 1), (0, 0), (1, 0), (0, 1)))
-        scores["f1"] = 2 * tp / (2 * tp + fp + fn) if tp else 0.0
-        spread = (tp + fp) * (tp + fn) * (tn + fp) * (tn + fn)
-        scores["mcc"] = (tp * tn - fp * fn) / math.sqrt(spread) if spread else 0.0
-    return scores
+        return epochs * len(self.examples) + steps * self.cfg.batch_size
 
 
 def to_batch(examples, device):
@@ -368,7 +468,8 @@ def find_files(cfg, task, split):
     found = [files for folder in (cfg.data, os.path.join(cfg.data, task)) for ending in (".jsonl", ".*.jsonl")
              if (files := sorted(glob.glob(os.path.join(glob.escape(folder), f"{task}.{split}{ending}"))))]
     if len(found) > 1:
-        sys.exit(f"error: {task}'s {split} texts are in two places, {found[0][0]} and {found[1][0]}; leave one")
+        sys.exit(f"error: {task}'s {split} texts are in two places, {found[0][0]} and {found[1][0]}; "
+                 "leave one")
     return found[0] if found else []
 
 
@@ -378,33 +479,40 @@ def read_examples(cfg, task, split, tokenizer, labels=None):
     if not files:
         sys.exit(f"error: no {task}.{split}.jsonl in '{cfg.data}' or '{os.path.join(cfg.data, task)}'")
     first, second, _ = (LORA_FORMATS if cfg.formats == "lora" else {}).get(task, TASKS[task])
-    rows = []
-    for file in files:
-        with open(file, "rb") as f:
-            for n, line in enumerate(f):
-                try:
-                    row = json.loads(line.decode("utf-8"))
-                    for name in re.findall(r"{(\w+)}", first + second):
-                        if not isinstance(row[name], str):
-                            raise TypeError(f"{name} is {row[name]!r}")
-                    if not isinstance(row["label"], (int, str)):
-                        raise TypeError(f"label is {row['label']!r}")
-                    ids = truncated(*(tokenizer.encode(text.format(**row)) for text in (first, second)), cfg.max_length)
-                    rows.append((ids or [tokenizer.pad or 0], row["label"]))
-                except KeyError as e:
-                    sys.exit(f"error: {file}, line {n + 1}: no field {e}")
-                except (ValueError, TypeError, RuntimeError) as e:
-                    sys.exit(f"error: {file}, line {n + 1}: not a text with a label in JSON ({e})")
+    rows = [row for file in files for row in read_rows(file, (first, second), tokenizer, cfg.max_length)]
     if not rows:
         sys.exit(f"error: {files[0]} is empty")
     try:
         labels = sorted({label for _, label in rows}) if labels is None else labels
     except TypeError:
         sys.exit(f"error: {files[0]}: labels of several types")
-    unknown = next((label for _, label in rows if label not in labels), None)
-    if unknown is not None or len(labels) < 2:
-        sys.exit(f"error: {files[0]}: " + (f"label {unknown!r} is not one of the training texts' {labels}" if unknown is not None else "fewer than two labels"))
+    unknown = [label for _, label in rows if label not in labels]
+    if unknown:
+        sys.exit(f"error: {files[0]}: label {unknown[0]!r} is not one of the training texts' {labels}")
+    if len(labels) < 2:
+        sys.exit(f"error: {files[0]}: fewer than two labels")
     return [Example(ids, labels.index(label)) for ids, label in rows], labels
+
+
+def read_rows(file, templates, tokenizer, max_length):
+    """(tokens, label) of each line."""
+    rows, fields = [], re.findall(r"{(\w+)}", "".join(templates))
+    with open(file, "rb") as f:
+        for n, line in enumerate(f):
+            try:
+                row = json.loads(line.decode("utf-8"))
+                for name in fields:
+                    if not isinstance(row[name], str):
+                        raise TypeError(f"{name} is {row[name]!r}")
+                if not isinstance(row["label"], (int, str)):
+                    raise TypeError(f"label is {row['label']!r}")
+                a, b = (tokenizer.encode(template.format(**row)) for template in templates)
+                rows.append((truncated(a, b, max_length) or [tokenizer.pad or 0], row["label"]))
+            except KeyError as e:
+                sys.exit(f"error: {file}, line {n + 1}: no field {e}")
+            except (ValueError, TypeError, RuntimeError) as e:
+                sys.exit(f"error: {file}, line {n + 1}: not a text with a label in JSON ({e})")
+    return rows
 
 
 def truncated(a, b, length):
@@ -415,7 +523,7 @@ def truncated(a, b, length):
     return a[:length - short] + b[:short] if len(a) > len(b) else a[:short] + b[:length - short]
 
 
-# --- what is written --------------------------------------------------------------------------------
+# --- what is written ------------------------------------------------------------------------------
 
 def listed(task, predicted, labels):
     return {"predictions": [{"id": f"{task}_{i}", "pred": labels[p]} for i, p in enumerate(predicted)]}
@@ -426,11 +534,14 @@ def table(results):
     print("\n| task | metric | seeds | mean, % | standard deviation |\n|---|---|---:|---:|---:|")
     means = []
     for task in (t for t in TASKS if results.get(t)):
-        scores = [100 * row[TASKS[task][2]] for row in results[task].values()]
+        metric = TASKS[task][2]
+        scores = [100 * row[metric] for row in results[task].values()]
+        deviation = f"{statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
         means.append(statistics.mean(scores))
-        print(f"| {task} | {TASKS[task][2]} | {len(scores)} | {means[-1]:.1f} | {f'{statistics.stdev(scores):.1f}' if scores[1:] else ''} |")
-    print(f"| mean of {len(means)} tasks (the official score has {len(TASKS)}) | | | {statistics.mean(means):.1f} | |")
+        print(f"| {task} | {metric} | {len(scores)} | {means[-1]:.1f} | {deviation} |")
+    mean = statistics.mean(means)
+    print(f"| mean of {len(means)} tasks (the official score has {len(TASKS)}) | | | {mean:.1f} | |")
 
 
 if __name__ == "__main__":
-    config.run(main, FinetuneConfig)
+    launch(main, FinetuneConfig)

@@ -1,4 +1,5 @@
-"""How surprising a model finds each word of a text: what an age-of-acquisition study needs (Baby Llama, appendix A).
+"""How surprising a model finds each word of a text: what a study of the age of acquisition needs (Baby Llama,
+appendix A).
 
     python -m tools.surprisal --ckpt=out/babyllama --text=childes.txt --out=surprisal.tsv
     python -m tools.surprisal --ckpt=out/babyllama --text=childes.txt --words=words.txt --out=surprisal.tsv
@@ -15,16 +16,18 @@ from typing import Literal
 
 import torch
 
-import config
-import disk
-from eval_blimp import load_ensemble, prefix_token
-from loss import ensemble_logits
-from train import pick_device
+from distill import Teacher, ensemble_logits
+from lib.checkpoints import load_ensemble
+from lib.configurator import launch
+from lib.data import Batch
+from lib.files import check_writable
+from lib.machine import pick_device
+from lib.tokenizers import prefix_token
 
 
 @dataclass
 class SurprisalConfig:
-    ckpt: tuple[str, ...] = ()  # run folder (its best checkpoint) or checkpoint folder; several: their ensemble
+    ckpt: tuple[str, ...] = ()  # run folder (its best checkpoint) or checkpoint folder; several: as one
     text: str = ""              # UTF-8, a context a line
     words: str = ""             # a word a line: only these, in this order; '' = every word of the text
     out: str = ""               # a table of word, occurrences, mean surprisal, tab-separated; '' = print it
@@ -35,13 +38,13 @@ def main(cfg):
     if not cfg.ckpt or not cfg.text:
         sys.exit("error: say which model reads what: --ckpt=out/run --text=FILE")
     if cfg.out:
-        disk.check_writable(cfg.out)
+        check_writable(cfg.out)
     models, tokenizer, _ = load_ensemble(cfg.ckpt, pick_device(cfg.device))
-    prefix = prefix_token(tokenizer)
+    teachers, prefix = [Teacher(m) for m in models], prefix_token(tokenizer)  # the models speak as one
     wanted = [bare(word) for word in read_lines(cfg.words)] if cfg.words else None
     found = {}  # word -> its surprisals
     for line in read_lines(cfg.text):
-        for word, nats in line_surprisals(models, tokenizer, prefix, line):
+        for word, nats in line_surprisals(teachers, tokenizer, prefix, line):
             found.setdefault(word, []).append(nats)
     rows = ["word\toccurrences\tsurprisal\n"]
     rows += [f"{word}\t{len(found[word])}\t{sum(found[word]) / len(found[word]):.4f}\n"
@@ -54,7 +57,8 @@ def main(cfg):
         sys.stdout.flush()
     absent = [word for word in wanted or [] if word not in found]
     if absent:
-        print(f"notice: {len(absent)} of {len(wanted)} words are not in the text: {', '.join(absent[:10])}", file=sys.stderr)
+        print(f"notice: {len(absent)} of {len(wanted)} words are not in the text: {', '.join(absent[:10])}",
+              file=sys.stderr)
 
 
 def read_lines(path):
@@ -72,27 +76,29 @@ def bare(word):
 
 
 @torch.no_grad()
-def line_surprisals(models, tokenizer, prefix, line):
-    """[(word, surprisal in nats)] of a line. What does not fit the model's positions is read from the middle of
-    its context: the last half of it."""
+def line_surprisals(teachers, tokenizer, prefix, line):
+    """[(word, surprisal in nats)] of a line. What does not fit the model's positions is read from the middle
+    of its context: the last half of it."""
     ids, spans = [prefix], []  # spans: (word, its tokens' positions in ids)
     for word in line.split():
         tokens = tokenizer.encode(" " + word)
         texts = token_texts(tokenizer, tokens)
         inner = [i for i, text in enumerate(texts) if any(map(str.isalnum, text))]
         if bare(word) and inner:
-            first = inner[0] - (inner[0] > 0 and texts[inner[0] - 1].isspace())  # a blank that is a token of its own is the word's
+            first = inner[0]
+            if first > 0 and texts[first - 1].isspace():  # a blank that is a token by itself is the word's
+                first -= 1
             spans.append((bare(word), range(len(ids) + first, len(ids) + inner[-1] + 1)))
         ids += tokens
     if ids[1:] != tokenizer.encode(" " + " ".join(line.split())):
         sys.exit("error: this tokenizer's tokens reach over blanks: a word has no tokens of its own")
-    device, block_size = next(models[0].parameters()).device, min(m.cfg.block_size for m in models)
+    device, block_size = teachers[0].head.device, min(teacher.cfg.block_size for teacher in teachers)
     nats, known = [0.0], 1  # of ids[:known]
     while known < len(ids):
         start = max(0, known - block_size // 2) if len(ids) > block_size + 1 else 0
         window = torch.tensor([ids[start:start + block_size + 1]], device=device)
-        logp = ensemble_logits(models, window[:, :-1]).log_softmax(-1).gather(-1, window[:, 1:, None])[0, :, 0]
-        nats += (-logp[known - start - 1:]).tolist()
+        logp = ensemble_logits(teachers, Batch(window[:, :-1])).log_softmax(-1)  # (T, V)
+        nats += (-logp.gather(-1, window[0, 1:, None])[known - start - 1:, 0]).tolist()
         known = start + window.shape[1]
     return [(word, sum(nats[i] for i in span)) for word, span in spans]
 
@@ -112,4 +118,4 @@ def token_texts(tokenizer, tokens):
 
 
 if __name__ == "__main__":
-    config.run(main, SurprisalConfig)
+    launch(main, SurprisalConfig)
