@@ -8,7 +8,6 @@ training differs from its plain twin's by one function, `distillation_loss`.
 
 Shapes: B sequences, T positions, C width, V vocabulary, N = B T (or a part of it).
 """
-import os
 import sys
 from dataclasses import dataclass
 from functools import partial
@@ -17,12 +16,12 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from lib.checkpoints import find_checkpoint, load_checkpoint
+from lib.checkpoints import load_checkpoint
 from lib.chunked_loss import chunked_loss
 from lib.configurator import launch, need
 from lib.data import evaluate
 from lib.objectives import adversarial_loss, contrastive_loss, projections
-from lib.runs import Keeper
+from lib.runs import Keeper, spare
 from lib.teacher_cache import cached_teachers, check_cache
 from model import float_weight, quantize_int8_
 from train import TrainConfig, Trainee, mean_nll, new_model, start, train
@@ -189,9 +188,7 @@ def load_beside(cfg, machine, data, path, role, causal=True):
     """A checkpoint's model and config.json, to be used beside the student as its `role`. One that does not
     fit is refused by name."""
     model, _, described = load_checkpoint(path, machine.device)
-    run_folder = os.path.dirname(os.path.realpath(find_checkpoint(path)))
-    if cfg.overwrite and run_folder == os.path.realpath(cfg.out_dir):
-        sys.exit(f"error: --overwrite would delete {role} {path}; name another --out_dir")
+    spare(cfg, path, role)
     if model.cfg.vocab_size != cfg.vocab_size:
         sys.exit(f"error: {role} {path} has a vocabulary of {model.cfg.vocab_size}, "
                  f"the student and {cfg.data_dir} of {cfg.vocab_size}")

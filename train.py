@@ -11,7 +11,6 @@ Shapes: B sequences, T = seq_len positions, C width, V vocabulary, N = B T.
 import contextlib
 import importlib.util
 import math
-import os
 import sys
 import warnings
 from dataclasses import dataclass, fields
@@ -26,9 +25,9 @@ from torch.nn.parallel import DistributedDataParallel
 from lib.chunked_loss import chunked_loss
 from lib.configurator import launch, need
 from lib.data import Chunks
-from lib.machine import Guard, Machine, can_compile, seed_dropout, start_machine
+from lib.machine import Guard, Machine, can_compile, ranks, seed_dropout, start_machine
 from lib.objectives import climbed, masked_token_loss
-from lib.runs import Keeper, refuse_out_dir, start_from
+from lib.runs import Keeper, refuse_out_dir, spare, start_from
 from lib.shards import Shards
 from model import LanguageModel, ModelConfig, check_model_config
 
@@ -203,7 +202,9 @@ def distributed(trainee, machine):
         warnings.simplefilter("ignore", FutureWarning)  # since 2.13 broadcast_buffers has a new name
         return DistributedDataParallel(
             trainee, broadcast_buffers=False, gradient_as_bucket_view=True,
-            find_unused_parameters=trainee.companion is not None,  # a step may leave parts alone
+            # a step may leave parts alone; and on CPU, where a resumed run has the same bits, DDP must not
+            # arrange its sums anew after the first step
+            find_unused_parameters=trainee.companion is not None or machine.device.type == "cpu",
             device_ids=[machine.device] if machine.device.type == "cuda" else None)
 
 
@@ -224,7 +225,7 @@ def start(cfg):
     need(cfg, vocab_size=(cfg.vocab_size in (0, vocab_size), f"0 or that of {cfg.data_dir}, {vocab_size}"))
     cfg.vocab_size = vocab_size
     check_model_config(cfg)
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    rank, world = ranks()
     micro_batch = cfg.micro_batch_size or max(cfg.batch_size // world, 1)
     need(cfg,
          seq_len=(cfg.seq_len <= cfg.block_size, f"at most the model's block_size={cfg.block_size}"),
@@ -234,6 +235,8 @@ def start(cfg):
                  f"True, as {cfg.data_dir} has pad={shards.meta['pad']}: tokens are hidden behind <pad> as "
                  "token 0; prepare it with a tokenizer of prepare.py's own"))
     refuse_out_dir(cfg)
+    if cfg.init_from and not cfg.resume:
+        spare(cfg, cfg.init_from, "init_from")
     device, bf16 = start_machine(cfg)
     if world > 1:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -11,12 +11,16 @@ import os
 import re
 import shutil
 import sys
+from typing import get_type_hints
 
+import torch
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from lib.configurator import checked
 from lib.files import FORMAT_VERSION, flush_to_disk, read_json, sha256, write_json
 from lib.tokenizers import load_tokenizer
-from model import LanguageModel, ModelConfig
+from model import LanguageModel, ModelConfig, check_model_config
 
 COUNTERS = ("step", "best_val_ce", "best_step", "waited")  # of state.json
 
@@ -30,7 +34,7 @@ def save_checkpoint(out_dir, name, model, config, tokenizer_file, state=None):
     """
     folder, tmp = os.path.join(out_dir, name), os.path.join(out_dir, name + ".tmp")
     for stale in (tmp, folder):  # of a run that was killed here before
-        shutil.rmtree(stale, ignore_errors=True)
+        remove_folder(stale)
     os.makedirs(tmp)
     weights = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     if model.cfg.tie_weights:
@@ -72,16 +76,33 @@ def last_checkpoint(out_dir):
 
 
 # the names of what a run writes into its folder: nothing else in there is ever deleted
-RUN_FILES = re.compile(r"(ckpt_\d+|chck_\d+M|member_\d+)(\.tmp)?"
+RUN_FILES = re.compile(r"(ckpt_\d+|chck_\d+M|member_\d+)(\.tmp)?(\.deleted)?"
                        r"|((last|best|train_config|blimp|predictions)\.json|metrics\.jsonl)(\.tmp)?"
                        r"|events\.out\.tfevents\..*")
 
 
+def remove_folder(path):
+    """Delete a folder as it was written, whole or not at all: what a kill leaves is no checkpoint by name."""
+    if os.path.isdir(path):
+        doomed = path.removesuffix(".deleted") + ".deleted"
+        if path != doomed:
+            remove_folder(doomed)
+            os.rename(path, doomed)
+        shutil.rmtree(doomed)
+
+
+def sweep(out_dir):
+    """Delete what a kill left of a run's folders that were being written or deleted."""
+    for name in os.listdir(out_dir):
+        if RUN_FILES.fullmatch(name) and name.endswith((".tmp", ".deleted")):
+            path = os.path.join(out_dir, name)
+            remove_folder(path) if os.path.isdir(path) else os.remove(path)
+
+
 def delete_run(out_dir):
-    for name in os.listdir(out_dir) if os.path.isdir(out_dir) else ():
+    for name in sorted(filter(RUN_FILES.fullmatch, os.listdir(out_dir))):  # last.json after the rest
         path = os.path.join(out_dir, name)
-        if RUN_FILES.fullmatch(name):
-            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+        remove_folder(path) if os.path.isdir(path) else os.remove(path)
 
 
 def drop_old_checkpoints(out_dir):
@@ -90,12 +111,14 @@ def drop_old_checkpoints(out_dir):
     best, last = (pointed(out_dir, pointer) for pointer in ("best.json", "last.json"))
     resumable = [os.path.basename(folder) for folder in checkpoints(out_dir, last)][:2]
     for name in os.listdir(out_dir):
-        if re.fullmatch(r"ckpt_\d+(\.tmp)?", name) and name not in resumable:
-            for f in os.listdir(os.path.join(out_dir, name)) if name == best else ():
-                if f in ("state.safetensors", "state.json"):
-                    os.remove(os.path.join(out_dir, name, f))
+        if re.fullmatch(r"ckpt_\d+", name) and name not in resumable:
+            folder = os.path.join(out_dir, name)
             if name != best:
-                shutil.rmtree(os.path.join(out_dir, name))
+                remove_folder(folder)
+                continue
+            for file in ("state.json", "state.safetensors"):  # without the first none resumes from it
+                if os.path.exists(os.path.join(folder, file)):
+                    os.remove(os.path.join(folder, file))
 
 
 def checkpoint_steps(out_dir):
@@ -159,21 +182,61 @@ def read_checkpoint_config(folder):
 
 def load_checkpoint(path, device="cpu"):
     """A model in evaluation mode, its tokenizer and its config.json (and its weights' SHA-256), from a
-    run or checkpoint folder. Checksums are verified first."""
+    run or checkpoint folder. Checksums are verified first, and that the parts belong together."""
     folder = find_checkpoint(path)
     config = read_checkpoint_config(folder)
     verify(folder, ["model.safetensors", config["tokenizer"]])
-    try:
-        cfg = ModelConfig(**config["model"])
-    except TypeError as e:
-        sys.exit(f"error: {folder}/config.json does not describe a model of ours: {e}")
+    cfg = described_model(folder, config["model"])
+    weights = read_weights(folder, cfg)
     model = LanguageModel(cfg)
-    weights = load_file(os.path.join(folder, "model.safetensors"))
+    model.load_state_dict(weights)
+    tokenizer = load_tokenizer(os.path.join(folder, config["tokenizer"]))
+    if tokenizer.vocab_size > cfg.vocab_size:
+        sys.exit(f"error: {folder} has a tokenizer of {tokenizer.vocab_size}, vocab_size={cfg.vocab_size}")
+    config["weights_sha256"] = weights_sha256(folder)
+    return model.to(device).eval(), tokenizer, config
+
+
+def described_model(folder, settings):
+    """The ModelConfig that a checkpoint's config.json has, or exit naming what is wrong with it."""
+    types, where = get_type_hints(ModelConfig), os.path.join(folder, "config.json")
+    if not isinstance(settings, dict):
+        sys.exit(f"error: {where}: 'model' is no list of settings")
+    cfg = ModelConfig(**{key: checked(types, key, value, where) for key, value in settings.items()})
+    try:
+        check_model_config(cfg)
+    except SystemExit as e:
+        sys.exit(f"{e} ({where})")
+    return cfg
+
+
+def read_weights(folder, cfg):
+    """The tensors of model.safetensors, or exit naming the first that is not what the model has. Shapes are
+    compared before anything is allocated."""
+    path = os.path.join(folder, "model.safetensors")
+    try:
+        with safe_open(path, "pt") as f:
+            found = {name: f.get_slice(name) for name in f.keys()}
+            found = {name: (tuple(tensor.get_shape()), tensor.get_dtype()) for name, tensor in found.items()}
+    except SafetensorError as e:
+        sys.exit(f"error: {path} is not a safetensors file, or is damaged: {e}")
+    if cfg.n_layer > len(found):  # an outline of a million layers would take minutes
+        sys.exit(f"error: {path} has {len(found)} tensors, too few for n_layer={cfg.n_layer}")
+    with torch.device("meta"):
+        expected = {name: (tuple(t.shape), "F32") for name, t in LanguageModel(cfg).state_dict().items()}
+    if cfg.tie_weights:
+        del expected["lm_head.weight"]
+    for name in {**expected, **found}:
+        if expected.get(name) != found.get(name):
+            sys.exit(f"error: {path}: tensor {name} is {found.get(name, 'missing')}, by config.json it is "
+                     f"{expected.get(name, 'not there')}")
+    weights = load_file(path)
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            sys.exit(f"error: {path}: tensor {name} is not finite")
     if cfg.tie_weights:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    model.load_state_dict(weights)
-    config["weights_sha256"] = weights_sha256(folder)
-    return model.to(device).eval(), load_tokenizer(os.path.join(folder, config["tokenizer"])), config
+    return weights
 
 
 def load_ensemble(paths, device):

@@ -78,12 +78,14 @@ def sha256(path):
 
 
 def git_revision():
-    """The code's commit, with + and a hash of the change if Python files differ from it; 'unknown' outside a checkout."""
+    """The code's commit, with + and a hash of the change if Python files differ from it; 'unknown' outside
+    a checkout."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
     def git(*args):
-        return subprocess.run(["git", "-C", os.path.dirname(os.path.dirname(os.path.abspath(__file__))), *args],
-                              capture_output=True, check=True).stdout.strip()
+        return subprocess.run(["git", "-C", root, *args], capture_output=True, check=True).stdout.strip()
     try:
-        change = git("diff", "HEAD", "--", "*.py")
-        return git("rev-parse", "--short", "HEAD").decode() + ("+" + hashlib.sha256(change).hexdigest()[:6] if change else "")
+        commit, change = git("rev-parse", "--short", "HEAD").decode(), git("diff", "HEAD", "--", "*.py")
+        return f"{commit}+{hashlib.sha256(change).hexdigest()[:6]}" if change else commit
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

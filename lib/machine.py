@@ -6,6 +6,7 @@ import platform
 import re
 import signal
 import sys
+import time
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,16 @@ def start_machine(cfg):
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False
     return device, cfg.dtype == "bfloat16" or cfg.dtype == "auto" and multiplies_bf16(device)
+
+
+def ranks():
+    """(rank, world), as torchrun says them in the environment."""
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    if rank >= world or world > 1 and missing:
+        sys.exit(f"error: the environment has RANK={rank}, WORLD_SIZE={world}, no {', '.join(missing)}; "
+                 "start several processes with torchrun, or unset them")
+    return rank, world
 
 
 def pick_device(name):
@@ -161,13 +172,15 @@ class Guard:
 # --- signals --------------------------------------------------------------------------------------
 
 def catch_signals():
-    """A list that SIGTERM or Ctrl-C puts itself into, so that the loop saves and ends; the second ends at
-    once."""
+    """A list that SIGTERM or Ctrl-C puts itself into, so that the loop saves and ends. Batch systems and
+    torchrun send it to each process a second time: only one typed again or sent later ends at once."""
     caught = []
 
     def handler(number, frame):
-        caught.append(number)
-        release_signals()
+        caught.append((number, time.monotonic()))
+        if time.monotonic() - caught[0][1] > (1 if number == signal.SIGINT else 10):
+            release_signals()
+            signal.raise_signal(number)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, handler)
     return caught

@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import shutil
 import sys
 import time
 from dataclasses import asdict
@@ -22,15 +21,18 @@ from lib.checkpoints import (
     checkpoint_steps,
     delete_run,
     drop_old_checkpoints,
+    find_checkpoint,
     find_resumable,
     last_checkpoint,
     load_checkpoint,
     load_state,
     point_to,
+    remove_folder,
     save_checkpoint,
+    sweep,
 )
 from lib.data import evaluate
-from lib.files import git_revision, lock, read_json, write_json
+from lib.files import check_writable, git_revision, lock, read_json, write_json
 from lib.machine import catch_signals, hardware, mean_over_ranks, release_signals
 from lib.shards import data_sha256
 
@@ -52,7 +54,9 @@ class Keeper:
         if machine.rank == 0:
             os.makedirs(cfg.out_dir, exist_ok=True)
             lock(cfg.out_dir)
-            refuse_out_dir(cfg)
+            refuse_out_dir(cfg)  # again: another process may have been here since `start` looked
+            check_writable(os.path.join(cfg.out_dir, "train_config.json"))
+            sweep(cfg.out_dir)
         if machine.world > 1:
             dist.barrier()
         if cfg.resume and not checkpoint_steps(cfg.out_dir):
@@ -99,7 +103,7 @@ class Keeper:
                 record.update(self.judged(step))
             self.metrics.log(record, self.bar)
         stop = asked and (record or self.machine.world == 1) and not end
-        if stop and not record:
+        if stop and not record and cfg.not_finite == "stop":
             self.guard.report()
         if mark and self.machine.rank == 0:
             described = self.describe(step, record.get("val_ce"))
@@ -147,6 +151,7 @@ class Keeper:
         out_dir, name = self.cfg.out_dir, f"ckpt_{step}"
         if self.machine.rank == 0:
             counters = dict(zip(COUNTERS, (step, self.best, self.best_step, self.waited)))
+            counters["skipped"] = int(self.guard.bad_steps)  # since the last line of metrics.jsonl
             tensors, optimizers = resumable(self.trainee, self.optimizers)
             save_checkpoint(out_dir, name, self.trainee.student, self.describe(step, val_ce),
                             self.tokenizer_file(), state=(tensors, {**counters, **optimizers}))
@@ -221,6 +226,7 @@ class Keeper:
         tensors, counters = load_state(folder)
         restore(self.trainee, self.optimizers, saved, tensors, counters, folder)
         step, self.best, self.best_step, self.waited = (counters[key] for key in COUNTERS)
+        self.guard.bad_steps += counters.get("skipped", 0)
         self.settle_best(step)
         return step
 
@@ -242,7 +248,7 @@ class Keeper:
         for name in os.listdir(out_dir):  # of steps that will be trained again
             config = os.path.join(out_dir, name, "config.json")
             if re.fullmatch(r"chck_\d+M", name) and read_json(config, ("step",))["step"] > last_step:
-                shutil.rmtree(os.path.join(out_dir, name))
+                remove_folder(os.path.join(out_dir, name))
         if val_ce:
             point_to(out_dir, "best.json", f"ckpt_{self.best_step}", self.best_step, self.best)
         elif os.path.exists(os.path.join(out_dir, "best.json")):
@@ -321,6 +327,11 @@ def restore(trainee, optimizers, saved, tensors, counters, folder):
 
 def refuse_out_dir(cfg):
     """Exit if out_dir is no place for this run."""
+    parent = os.path.abspath(cfg.out_dir)
+    while not os.path.lexists(parent):
+        parent = os.path.dirname(parent)
+    if not os.path.isdir(parent) or not os.access(parent, os.W_OK):
+        sys.exit(f"error: out_dir={cfg.out_dir}: {parent} is no folder, or not yours to write into")
     names = os.listdir(cfg.out_dir) if os.path.isdir(cfg.out_dir) else []
     if "config.json" in names:
         sys.exit(f"error: out_dir={cfg.out_dir} is a checkpoint folder; name a run folder")
@@ -361,6 +372,13 @@ def point_out_changes(cfg, described, about):
 def differences(old, new, ignore=()):
     return ", ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in {**old, **new}
                      if old.get(k) != new.get(k) and k not in ignore)
+
+
+def spare(cfg, path, role):
+    """Exit if --overwrite would delete the checkpoint `path`, which the run needs as its `role`."""
+    run_folder = os.path.dirname(os.path.realpath(find_checkpoint(path)))
+    if cfg.overwrite and run_folder == os.path.realpath(cfg.out_dir):
+        sys.exit(f"error: --overwrite would delete {role} {path}; name another --out_dir")
 
 
 def start_from(path, model, meta):

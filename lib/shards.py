@@ -1,9 +1,9 @@
 """Token shards: what prepare.py writes and everything else reads, memory-mapped.
 
-    data/<name>/  train_00000.bin val_00000.bin ... (uint16, little endian, no header), the tokenizer, meta.json
+    data/<name>/  train_00000.bin val_00000.bin ... (uint16, little endian, no header), tokenizer, meta.json
 
-meta.json is written last and names every other file with its SHA-256. No torch in here: prepare.py's worker
-processes start fast.
+meta.json is written last and names every other file with its SHA-256. No torch in here: prepare.py's
+worker processes start fast.
 """
 import bisect
 import hashlib
@@ -53,20 +53,28 @@ def read_meta(data_dir):
         sys.exit(f"error: no data folder {data_dir}; make it with prepare.py")
     if not os.path.isfile(path):
         sys.exit(f"error: {data_dir} is unfinished (no meta.json); run prepare.py again")
-    meta = read_json(path, ("format_version", "vocab_size", "tokenizer", "tokenizer_sha256", "pad", "options", "shards"))
-    if not isinstance(meta["shards"], list) or not meta["shards"] or not all(
-            isinstance(s, dict) and all(isinstance(s.get(key), str) for key in ("split", "file", "sha256"))
-            and isinstance(s.get("tokens"), int) and s["tokens"] > 0 for s in meta["shards"]):
+    meta = read_json(path, ("format_version", "vocab_size", "tokenizer", "tokenizer_sha256", "pad",
+                            "options", "shards"))
+    if not isinstance(meta["shards"], list) or not meta["shards"] or not all(map(is_shard, meta["shards"])):
         sys.exit(f"error: {path} is damaged: 'shards' does not describe shards")
-    if not isinstance(meta["tokenizer"], str) or not isinstance(meta["vocab_size"], int) or "bos" not in dict(meta["options"] or {}):
-        sys.exit(f"error: {path} is damaged: 'tokenizer', 'vocab_size' or 'options' is not what prepare.py writes")
+    if (not isinstance(meta["tokenizer"], str) or not isinstance(meta["vocab_size"], int)
+            or "bos" not in dict(meta["options"] or {})):
+        sys.exit(f"error: {path} is damaged: 'tokenizer', 'vocab_size' or 'options' "
+                 "is not what prepare.py writes")
     if meta["format_version"] != FORMAT_VERSION:
         sys.exit(f"error: {path} has format {meta['format_version']}, this code reads {FORMAT_VERSION}; "
                  "prepare it again")
     tokenizer = os.path.join(data_dir, meta["tokenizer"])
     if not os.path.isfile(tokenizer) or sha256(tokenizer) != meta["tokenizer_sha256"]:
-        sys.exit(f"error: {tokenizer} is missing or not the tokenizer meta.json describes; prepare {data_dir} again")
+        sys.exit(f"error: {tokenizer} is missing or not the tokenizer meta.json describes; "
+                 f"prepare {data_dir} again")
     return meta
+
+
+def is_shard(entry):
+    return (isinstance(entry, dict)
+            and all(isinstance(entry.get(key), str) for key in ("split", "file", "sha256"))
+            and isinstance(entry.get("tokens"), int) and entry["tokens"] > 0)
 
 
 def data_sha256(meta):
@@ -84,5 +92,6 @@ def open_shard(data_dir, entry):
         sys.exit(f"error: {path} has {os.path.getsize(path)} bytes, meta.json says "
                  f"{entry['tokens'] * DTYPE.itemsize}: truncated or foreign; prepare {data_dir} again")
     if sha256(path) != entry["sha256"]:
-        sys.exit(f"error: {path} is not the shard meta.json describes (SHA-256 differs); prepare {data_dir} again")
+        sys.exit(f"error: {path} is not the shard meta.json describes (SHA-256 differs); "
+                 f"prepare {data_dir} again")
     return np.memmap(path, DTYPE, "r")

@@ -97,6 +97,10 @@ class StateCache:
             dtype="int64" if self.whole_numbers else str(machine.dtype).removeprefix("torch."),  # computed in
             teacher_dtype=cfg.teacher_dtype[i % len(cfg.teacher_dtype)])
         self.identity_sha256 = hashlib.sha256(json.dumps(self.identity).encode()).hexdigest()
+        self.check_identity()
+
+    def check_identity(self):
+        """Exit if the folder's cache.json says that it is of something else."""
         if os.path.isfile(os.path.join(self.folder, "cache.json")):
             found = read_json(os.path.join(self.folder, "cache.json"))
             for key, value in self.identity.items():
@@ -134,6 +138,7 @@ class StateCache:
         os.makedirs(self.folder, exist_ok=True)
         if machine.rank == 0 and self.missing_bytes():
             lock(self.folder)
+            self.check_identity()  # again: another process may have been here since
             write_json(os.path.join(self.folder, "cache.json"), self.identity)
         if machine.world > 1:
             dist.barrier()

@@ -37,17 +37,17 @@ class SentencePieceTokenizer:
     def splits_at_blanks(self):
         """True if encoding text equals encoding it cut before each blank: no piece reaches over a
         blank, and none is added or removed. Then prepare.py encodes each distinct word once."""
-        inner = any("\u2581" in self.sp.id_to_piece(i)[1:] for i in range(self.vocab_size))
         pieces = map(self.sp.id_to_piece, range(self.vocab_size))
-        inner = inner or any(len(p) > 1 and set(p) & set("\n\t") for p in pieces)
+        inner = any("\u2581" in p[1:] or len(p) > 1 and set(p) & set("\n\t") for p in pieces)
         return (not inner and self.decode(self.encode("  a  b ")) == "  a  b "
                 and self.encode("a b") == self.encode("a") + self.encode(" b"))
 
 
 class TiktokenTokenizer:
-    """A byte-level BPE kept in one JSON file: name, pattern, special tokens, ranks (base64); of an imported one
-    (tools/hf.py) also whether text is normalised (nfkc), which specials are bos, eos and pad, and the model's
-    vocab_size. Bytes that have no token are dropped, as the tokenizers library does; `dropped` counts them."""
+    """A byte-level BPE kept in one JSON file: name, pattern, special tokens, ranks (base64); of an imported
+    one (tools/hf.py) also whether text is normalised (nfkc), which specials are bos, eos and pad, and the
+    model's vocab_size. Bytes that have no token are dropped, as the tokenizers library does; `dropped`
+    counts them."""
 
     def __init__(self, path):
         self.file = path
@@ -59,7 +59,8 @@ class TiktokenTokenizer:
             self.bpe = tiktoken.Encoding(spec["name"], pat_str=self.pattern, mergeable_ranks=self.ranks,
                                          special_tokens=self.specials)
         except Exception as e:
-            sys.exit(f"error: {path} is not a tokenizer file of ours, or is damaged ({type(e).__name__}: {e})")
+            sys.exit(f"error: {path} is not a tokenizer file of ours, or is damaged "
+                     f"({type(e).__name__}: {e})")
         self.missing = bytes(i for i in range(256) if bytes([i]) not in self.ranks)
         self.dropped = 0
         self.nfkc = spec.get("nfkc", False)

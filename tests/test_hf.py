@@ -1,40 +1,44 @@
-"""Export and import against transformers and tokenizers, and the official pipeline's scoring on what they load."""
+"""Export and import against transformers and tokenizers, and the official scoring on what they load."""
 import json
 import os
 import random
 import shutil
-from itertools import islice
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from conftest import GPT2, TINY, run_train
-from test_eval import items, write_pairs
+import transformers
 from tokenizers import ByteLevelBPETokenizer, Tokenizer, normalizers
 from tokenizers.trainers import BpeTrainer
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import disk
 import distill
 import eval_blimp
-import hf
 import prepare
+from helpers import GPT2, VOCAB, assert_same, distill_config, edit_json, read_jsonl, run_train, write_pairs
+from lib.checkpoints import find_checkpoint, load_checkpoint, read_checkpoint_config
+from lib.tokenizers import load_tokenizer
+from tools import hf
 
-HARD = ["<s> is text</s>", " leading", "  two   blanks ", "lines\n\nand\ttabs\r\n", "ﬁ ① Å ½", "a\u2581b", "", "\u00a0x", "\u3000", "漢字 🙂 e\u0301",
-        "\u200b\u2060", "What did you get?\nI got a chair.", "don't CAN'T 1234 5", "\u05d0\u05d1", "...!?", "<unk>", "<|endoftext|>", "A" * 300]
+HARD = ["<s> is text</s>", " leading", "  two   blanks ", "lines\n\nand\ttabs\r\n", "ﬁ ① Å ½", "a\u2581b", "",
+        "\u00a0x", "\u3000", "漢字 🙂 e\u0301", "\u200b\u2060", "What did you get?\nI got a chair.",
+        "don't CAN'T 1234 5", "\u05d0\u05d1", "...!?", "<unk>", "<|endoftext|>", "A" * 300]
 
 
 def lines(corpus, n=10_000):
     """Hard cases, the corpus's lines, and strings put together at random."""
     rng = random.Random(5)
-    text = [line for name in sorted(os.listdir(f"{corpus}/text/train_10M")) for line in open(f"{corpus}/text/train_10M/{name}", encoding="utf-8")]
+    folder = f"{corpus}/text/train_10M"
+    text = [line for name in sorted(os.listdir(folder))
+            for line in open(f"{folder}/{name}", encoding="utf-8")]
     letters = [*map(chr, range(32, 127)), *"\n\t  éßŒ№ﬃ漢🙂▁\u00a0"]
-    return HARD + text + ["".join(rng.choices(letters, k=rng.randrange(40))) for _ in range(n - len(HARD) - len(text))]
+    others = n - len(HARD) - len(text)
+    return HARD + text + ["".join(rng.choices(letters, k=rng.randrange(40))) for _ in range(others)]
 
 
 @pytest.fixture(scope="module")
 def byte_data(corpus, tmp_path_factory):
-    """The corpus with a byte-level BPE that `tokenizers` trained and hf.py imported, made as Baby Llama's was."""
+    """The corpus with a byte-level BPE that `tokenizers` trained and hf.py imported, as Baby Llama's was."""
     folder = tmp_path_factory.mktemp("bytes")
     save_bytelevel(corpus, folder / "hf", alphabet=True)
     random_llama().save_pretrained(folder / "hf")
@@ -49,34 +53,44 @@ def save_bytelevel(corpus, folder, alphabet):
     bpe = ByteLevelBPETokenizer(add_prefix_space=False)
     bpe._tokenizer.normalizer = normalizers.NFKC()
     files = [f"{corpus}/text/train_10M/{name}" for name in os.listdir(f"{corpus}/text/train_10M")]
+    recipe = dict(vocab_size=VOCAB, min_frequency=2, special_tokens=["<pad>", "<s>", "</s>"],
+                  show_progress=False)
     if alphabet:
-        bpe.train(files, vocab_size=500, min_frequency=2, special_tokens=["<pad>", "<s>", "</s>"], show_progress=False)
+        bpe.train(files, **recipe)
     else:
-        bpe._tokenizer.train(files, BpeTrainer(vocab_size=500, min_frequency=2, special_tokens=["<pad>", "<s>", "</s>"], show_progress=False))
+        bpe._tokenizer.train(files, BpeTrainer(**recipe))
     bpe.save(str(folder / "tokenizer.json"))
     with open(folder / "tokenizer_config.json", "w") as f:
-        json.dump(dict(tokenizer_class="PreTrainedTokenizerFast", bos_token="<s>", eos_token="</s>", pad_token=dict(content="<pad>")), f)
+        json.dump(dict(tokenizer_class="PreTrainedTokenizerFast", bos_token="<s>", eos_token="</s>",
+                       pad_token=dict(content="<pad>")), f)
 
 
 def random_llama(**change):
     torch.manual_seed(1)
-    return LlamaForCausalLM(LlamaConfig(**{**dict(vocab_size=500, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-                                                  num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-6, head_dim=8), **change}))
+    sizes = dict(vocab_size=VOCAB, hidden_size=32, intermediate_size=48, num_hidden_layers=2, head_dim=8,
+                 num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, rms_norm_eps=1e-6)
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**sizes, **change}))
 
 
 def random_gpt2(**change):
     torch.manual_seed(1)
-    model = GPT2LMHeadModel(GPT2Config(**{**dict(vocab_size=500, n_embd=32, n_layer=2, n_head=2, n_positions=64), **change}))
+    sizes = dict(vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=2, n_positions=64)
+    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**{**sizes, **change}))
     for p in model.parameters():
         p.data.normal_(std=0.1)
     return model.eval()
 
 
-@pytest.fixture(scope="module", params=[("sentencepiece", {}), ("sentencepiece", GPT2), ("bytes", dict(n_head=4, n_kv_head=2)), ("bytes", GPT2)],
-                ids=["sentencepiece-llama", "sentencepiece-gpt2", "bytes-gqa", "bytes-gpt2"])
+EXPORTED = {
+    "sentencepiece-llama": {}, "sentencepiece-gpt2": GPT2,
+    "bytes-gqa": dict(n_head=4, n_kv_head=2), "bytes-gpt2": GPT2,
+}
+
+
+@pytest.fixture(scope="module", params=EXPORTED)
 def exported(request, data, byte_data, tmp_path_factory):
     """A trained run and its export."""
-    kind, change = request.param
+    kind, change = request.param.split("-")[0], EXPORTED[request.param]
     out = tmp_path_factory.mktemp("exported")
     run_train(data if kind == "sentencepiece" else byte_data, str(out / "run"), **change)
     hf.main(["export", str(out / "run"), str(out / "hf")])
@@ -85,9 +99,9 @@ def exported(request, data, byte_data, tmp_path_factory):
 
 def test_transformers_computes_the_same_logits(exported):
     run, folder = exported
-    ours, _, _ = disk.load_checkpoint(run)
+    ours, _, _ = load_checkpoint(run)
     theirs = AutoModelForCausalLM.from_pretrained(folder).eval()
-    x = torch.randint(0, 500, (4, 64))
+    x = torch.randint(0, VOCAB, (4, 64))
     with torch.no_grad():
         assert (ours(x) - theirs(x).logits).abs().max() < 1e-5
     assert sum(p.numel() for p in theirs.parameters()) == ours.n_params()
@@ -95,7 +109,7 @@ def test_transformers_computes_the_same_logits(exported):
 
 def test_transformers_gives_the_same_tokens(exported, corpus):
     run, folder = exported
-    _, ours, _ = disk.load_checkpoint(run)
+    _, ours, _ = load_checkpoint(run)
     theirs = AutoTokenizer.from_pretrained(folder)
     for line in lines(corpus):
         ids = ours.encode(line)
@@ -105,39 +119,47 @@ def test_transformers_gives_the_same_tokens(exported, corpus):
 
 
 def test_official_scores_are_ours(exported, corpus, tmp_path):
-    """The 2024 pipeline's rules (evaluation by lm-evaluation-harness, batches of one) on what transformers loads."""
+    """The 2024 pipeline's rules (lm-evaluation-harness, batches of one) on what transformers loads."""
     run, folder = exported
-    rows = [json.loads(line) for name in sorted(os.listdir(f"{corpus}/pairs"))[:4] for line in islice(open(f"{corpus}/pairs/{name}"), 10)]
-    rows = [(r["sentence_good"], r["sentence_bad"]) for r in rows] + [
-        ("What did you get?\nI got a chair.", "What did you get?\nI got a teacher."), ("same", "same"), ("<s> x", "</s> x")]
+    rows = [row for name in sorted(os.listdir(f"{corpus}/pairs"))[:4]
+            for row in read_jsonl(f"{corpus}/pairs/{name}")[:10]]
+    rows = [(row["sentence_good"], row["sentence_bad"]) for row in rows]
+    rows += [("What did you get?\nI got a chair.", "What did you get?\nI got a teacher."),
+             ("same", "same"), ("<s> x", "</s> x")]
     write_pairs(tmp_path / "pairs", "task", rows)
-    eval_blimp.main(eval_blimp.EvalConfig(ckpt=(run,), data=(str(tmp_path / "pairs"),), items=str(tmp_path / "items"), device="cpu"))
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
+    eval_blimp.main(eval_blimp.EvalConfig(ckpt=(run,), data=(str(tmp_path / "pairs"),),
+                                          items=str(tmp_path / "items"), device="cpu"))
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
 
     def log_likelihood(sentence):
-        x = torch.tensor([[tokenizer.bos_token_id] + tokenizer.encode(" " + sentence, add_special_tokens=False)])
+        ids = tokenizer.encode(" " + sentence, add_special_tokens=False)
+        x = torch.tensor([[tokenizer.bos_token_id] + ids])
         with torch.no_grad():
             logp = model(x[:, :-1]).logits.log_softmax(-1)
         return logp.gather(-1, x[:, 1:, None]).sum().item()
 
-    for row, got in zip(rows, items(tmp_path / "items"), strict=True):
+    for row, got in zip(rows, read_jsonl(tmp_path / "items"), strict=True):
         good, bad = map(log_likelihood, row)
-        assert (got["logp_good"], got["logp_bad"]) == (pytest.approx(good, abs=1e-4), pytest.approx(bad, abs=1e-4))
+        assert [got["logp_good"], got["logp_bad"]] == pytest.approx([good, bad], rel=0, abs=1e-4)
         assert (got["logp_good"] >= got["logp_bad"]) == (good >= bad) or abs(good - bad) < 1e-4
 
 
 def test_export_and_import_change_nothing(exported, tmp_path):
     run, folder = exported
     hf.main(["import", folder, str(tmp_path / "back")])
-    (ours, tokenizer, _), (back, same, described) = disk.load_checkpoint(run), disk.load_checkpoint(str(tmp_path / "back"))
-    assert ours.state_dict().keys() == back.state_dict().keys()
-    assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), back.state_dict().values()))
-    assert described["parameters"] == ours.n_params() and {**vars(back.cfg), "dropout": 0, "n_kv_head": 0} == {**vars(ours.cfg), "dropout": 0, "n_kv_head": 0}
-    assert tokenizer.encode("the dog <s> ①") == same.encode("the dog <s> ①") and tokenizer.vocab_size == same.vocab_size
+    ours, tokenizer, _ = load_checkpoint(run)
+    back, same, described = load_checkpoint(str(tmp_path / "back"))
+    assert_same(ours.state_dict(), back.state_dict())
+    assert described["parameters"] == ours.n_params()
+    assert replace(back.cfg, dropout=0, n_kv_head=0) == replace(ours.cfg, dropout=0, n_kv_head=0)
+    assert tokenizer.encode("the dog <s> ①") == same.encode("the dog <s> ①")
+    assert tokenizer.vocab_size == same.vocab_size
 
 
-@pytest.mark.parametrize("make", [random_llama, random_gpt2, lambda: random_llama(tie_word_embeddings=True), lambda: random_gpt2(tie_word_embeddings=False),
-                                  lambda: random_llama(rope_theta=500.0)])
+@pytest.mark.parametrize("make", [
+    random_llama, random_gpt2, lambda: random_llama(tie_word_embeddings=True),
+    lambda: random_gpt2(tie_word_embeddings=False), lambda: random_llama(rope_theta=500.0)])
 @pytest.mark.parametrize("shard", ["5GB", "20KB"])
 def test_import_computes_the_same_logits(make, shard, corpus, tmp_path):
     theirs = make().eval()
@@ -145,8 +167,8 @@ def test_import_computes_the_same_logits(make, shard, corpus, tmp_path):
     save_bytelevel(corpus, tmp_path / "hf", alphabet=True)
     assert (shard == "20KB") == os.path.isfile(tmp_path / "hf/model.safetensors.index.json")
     hf.main(["import", str(tmp_path / "hf"), str(tmp_path / "run")])
-    ours, _, described = disk.load_checkpoint(str(tmp_path / "run"))
-    x = torch.randint(0, 500, (4, 64))
+    ours, _, described = load_checkpoint(str(tmp_path / "run"))
+    x = torch.randint(0, VOCAB, (4, 64))
     with torch.no_grad():
         assert (ours(x) - theirs(x).logits).abs().max() < 1e-5
     assert described["parameters"] == sum(p.numel() for p in theirs.parameters())
@@ -154,8 +176,8 @@ def test_import_computes_the_same_logits(make, shard, corpus, tmp_path):
 
 def test_an_imported_model_teaches(byte_data, tmp_path):
     run = os.path.join(os.path.dirname(byte_data), "run")
-    distill.main(distill.DistillConfig(**{**TINY, "max_iters": 3}, data_dir=byte_data, out_dir=str(tmp_path / "s"), teachers=(run,)))
-    assert disk.read_checkpoint_config(disk.find_checkpoint(str(tmp_path / "s")))["teachers"] == [run]
+    distill.main(distill_config(byte_data, tmp_path / "s", max_iters=3, teachers=(run,)))
+    assert read_checkpoint_config(find_checkpoint(str(tmp_path / "s")))["teachers"] == [run]
 
 
 @pytest.mark.parametrize("alphabet", [True, False])
@@ -164,7 +186,7 @@ def test_bytelevel_tokens_equal_the_tokenizers_librarys(alphabet, corpus, tmp_pa
     theirs = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     theirs.encode_special_tokens = True  # '<s>' in text stays text, as with ours
     (tmp_path / "out").mkdir()
-    ours = disk.load_tokenizer(hf.import_tokenizer(str(tmp_path), str(tmp_path / "out"), 500))
+    ours = load_tokenizer(hf.import_tokenizer(str(tmp_path), str(tmp_path / "out"), VOCAB))
     for line in lines(corpus):
         assert ours.encode(line) == theirs.encode(line).ids, line
     missing = [b for b in range(256) if hf.BYTE_CHAR[b] not in theirs.get_vocab()]
@@ -178,18 +200,15 @@ def test_bytelevel_tokens_equal_the_tokenizers_librarys(alphabet, corpus, tmp_pa
 def test_dropped_bytes_are_counted_by_prepare(corpus, tmp_path, capsys):
     save_bytelevel(corpus, tmp_path / "hf", alphabet=False)
     (tmp_path / "t").mkdir()
-    file = hf.import_tokenizer(str(tmp_path / "hf"), str(tmp_path / "t"), 500)
+    file = hf.import_tokenizer(str(tmp_path / "hf"), str(tmp_path / "t"), VOCAB)
     (tmp_path / "text").mkdir()
     (tmp_path / "text/a.txt").write_text("the dog\n漢字\n" * 50, encoding="utf-8")
-    prepare.main(prepare.PrepareConfig(input_dir=str(tmp_path / "text"), data_dir=str(tmp_path / "d"), tokenizer=file, val_fraction=0.5))
-    kept = disk.load_tokenizer(file)
+    prepare.main(prepare.PrepareConfig(input_dir=str(tmp_path / "text"), data_dir=str(tmp_path / "d"),
+                                       tokenizer=file, val_fraction=0.5))
+    kept = load_tokenizer(file)
     kept.encode("漢字")
-    assert kept.dropped > 0 and f"{50 * kept.dropped:,} bytes have no token and were dropped" in capsys.readouterr().out
-
-
-def edit(path, **change):
-    value = json.load(open(path))
-    json.dump({**value, **change}, open(path, "w"))
+    assert kept.dropped > 0
+    assert f"{50 * kept.dropped:,} bytes have no token and were dropped" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("make,file,change,message", [
@@ -203,15 +222,16 @@ def edit(path, **change):
     (random_llama, "config.json", dict(intermediate_size=40), "up_proj.weight|gate_proj.weight"),
     (random_llama, "config.json", dict(num_hidden_layers=1), "model.layers.1"),
     (random_gpt2, "config.json", dict(activation_function="relu"), "activation_function=relu"),
-    (random_gpt2, "config.json", dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse_layer_idx"),
+    (random_gpt2, "config.json", dict(scale_attn_by_inverse_layer_idx=True), "scale_attn_by_inverse"),
     (random_gpt2, "tokenizer.json", dict(pre_tokenizer=dict(type="Whitespace")), "pre_tokenizer"),
     (random_gpt2, "tokenizer.json", dict(normalizer=dict(type="Lowercase")), "normalizer"),
-    (random_gpt2, "tokenizer.json", dict(pre_tokenizer=dict(type="ByteLevel", add_prefix_space=True, use_regex=True)), "add_prefix_space"),
+    (random_gpt2, "tokenizer.json",
+     dict(pre_tokenizer=dict(type="ByteLevel", add_prefix_space=True, use_regex=True)), "add_prefix_space"),
 ])
 def test_what_cannot_be_represented_is_refused_by_name(make, file, change, message, corpus, tmp_path):
     make().save_pretrained(tmp_path / "hf")
     save_bytelevel(corpus, tmp_path / "hf", alphabet=True)
-    edit(tmp_path / "hf" / file, **change)
+    edit_json(tmp_path / "hf" / file, **change)
     with pytest.raises(SystemExit, match=message):
         hf.main(["import", str(tmp_path / "hf"), str(tmp_path / "run")])
     assert not os.path.exists(tmp_path / "run/best.json")
@@ -219,7 +239,7 @@ def test_what_cannot_be_represented_is_refused_by_name(make, file, change, messa
 
 def test_biases_pickles_and_masked_models_are_refused(corpus, data, tmp_path):
     random_llama(attention_bias=True).save_pretrained(tmp_path / "biased")
-    edit(tmp_path / "biased/config.json", attention_bias=False)  # it lies
+    edit_json(tmp_path / "biased/config.json", attention_bias=False)  # it lies
     with pytest.raises(SystemExit, match="bias"):
         hf.main(["import", str(tmp_path / "biased"), str(tmp_path / "run")])
     random_llama().save_pretrained(tmp_path / "pickled")
@@ -235,7 +255,9 @@ def test_biases_pickles_and_masked_models_are_refused(corpus, data, tmp_path):
     assert not os.path.exists(tmp_path / "out")
 
 
-@pytest.mark.parametrize("argv", [[], ["export"], ["exprot", "a", "b"], ["export", "--x", "b"], ["export", "nowhere", "b"], ["import", "nowhere", "b"]])
+@pytest.mark.parametrize("argv", [
+    [], ["export"], ["exprot", "a", "b"], ["export", "--x", "b"], ["export", "nowhere", "b"],
+    ["import", "nowhere", "b"]])
 def test_bad_commands_are_one_line(argv, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="^error: [^\n]+$"):
@@ -248,18 +270,20 @@ def test_a_card_tells_the_recipe_and_the_scores(corpus, teachers, tmp_path):
     card = open(tmp_path / "out/README.md").read()
     score = json.load(open(f"{teachers[1]}/blimp.json"))["folders"]["pairs"]["accuracy"]
     assert f"{100 * score:.2f}" in card and "| learning_rate | 0.01 |" in card
-    assert np.isclose(disk.read_checkpoint_config(disk.find_checkpoint(teachers[1]))["val_ce"], float(card.split("nats per token | ")[1].split(" ")[0]), atol=1e-4)
+    val_ce = read_checkpoint_config(find_checkpoint(teachers[1]))["val_ce"]
+    assert float(card.split("nats per token | ")[1].split(" ")[0]) == pytest.approx(val_ce, abs=1e-4)
 
 
 def test_checkpoints_by_words_are_exported_as_revisions(data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
-    edit(tmp_path / "data/meta.json", words={"train": {"all": 10 ** 12}})
+    edit_json(tmp_path / "data/meta.json", words={"train": {"all": 10 ** 12}})
     run_train(str(tmp_path / "data"), tmp_path / "run", keep_words=True, max_iters=2)
     kept = [name for name in os.listdir(tmp_path / "run") if name.startswith("chck_")]
     hf.main(["export", str(tmp_path / "run"), str(tmp_path / "hf")])
     for name in kept:
         x = torch.arange(10)[None]
+        ours, _, _ = load_checkpoint(str(tmp_path / "run" / name))
+        theirs = AutoModelForCausalLM.from_pretrained(tmp_path / "hf" / name).eval()
         with torch.no_grad():
-            ours, theirs = disk.load_checkpoint(str(tmp_path / "run" / name))[0](x), AutoModelForCausalLM.from_pretrained(tmp_path / "hf" / name)(x).logits
-        assert (ours - theirs).abs().max() < 1e-5
+            assert (ours(x) - theirs(x).logits).abs().max() < 1e-5
     assert len(kept) == 2

@@ -1,10 +1,10 @@
 """Pictures of runs, as PNG and SVG (pip install matplotlib).
 
-    python -m tools.plot --curves=out/babyllama,out/llama_58m             # loss against tokens, from their metrics.jsonl
-    python -m tools.plot --phenomena=out/babyllama,out/llama_58m          # BLiMP by phenomenon, lines side by side (Baby Llama, figure 2)
-    python -m tools.plot --violin=out/a_1+out/a_2+out/a_3,out/b_1+out/b_2 # seeds of one recipe each (BabyLlama-2, figure 1)
-    python -m tools.plot --sizes=out/1M,out/3M,out/10M                    # validation loss against words (BabyLlama-2, figure 3)
-    python -m tools.plot --scatter=out/study/results.jsonl                # accuracy against loss over a study's runs (BabyLlama-2, figure 2)
+    python -m tools.plot --curves=out/babyllama,out/llama_58m      # loss against tokens (metrics.jsonl)
+    python -m tools.plot --phenomena=out/babyllama,out/llama_58m   # BLiMP by phenomenon: Baby Llama, figure 2
+    python -m tools.plot --violin=out/a_1+out/a_2,out/b_1+out/b_2  # seeds of a recipe: BabyLlama-2, figure 1
+    python -m tools.plot --sizes=out/1M,out/3M,out/10M             # loss against words: its figure 3
+    python -m tools.plot --scatter=out/study/results.jsonl         # accuracy against loss: its figure 2
 
 Runs are run folders; scores come from the blimp.json that eval_blimp.py left in them.
 """
@@ -17,12 +17,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-import config
-import disk
-from compare import check_same_pairs, read_result
-from study import result_rows
+from lib.checkpoints import find_checkpoint, read_checkpoint_config
+from lib.configurator import launch, need
+from lib.files import check_writable, read_json
+from tools.compare import check_same_pairs, read_result
+from tools.study import result_rows
 
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]  # told apart by all eyes (Okabe and Ito)
+# told apart by all eyes (Okabe and Ito)
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
 
 
 @dataclass
@@ -39,32 +41,42 @@ class PlotConfig:
 
 
 def main(cfg):
-    kinds = {"curves": curves, "phenomena": phenomena, "violin": violins, "sizes": sizes, "scatter": scatter}
-    asked = [name for name in kinds if getattr(cfg, name)]
+    pictures = dict(curves=curves, phenomena=phenomena, violin=violins, sizes=sizes, scatter=scatter)
+    asked = [name for name in pictures if getattr(cfg, name)]
     if len(asked) != 1:
-        sys.exit(f"error: name one picture: {', '.join('--' + name for name in kinds)}")
+        sys.exit(f"error: name one picture: {', '.join('--' + name for name in pictures)}")
+    picture, columns = asked[0], getattr(cfg, asked[0])
+    check_plot_config(cfg, picture, columns)
+    labels = [label.replace("$", r"\$").lstrip("_")  # $ would begin a formula, _ hides a label
+              for label in cfg.labels or map(folder_name, columns)]
+    figure = new_figure(cfg)
+    pictures[picture](figure, columns, labels)
+    for ending, metadata in (("png", None), ("svg", {"Date": None})):
+        figure.savefig(f"{cfg.out}.{ending}", dpi=160, metadata=metadata)
+    print(f"written to {cfg.out}.png\nwritten to {cfg.out}.svg")
+
+
+def check_plot_config(cfg, picture, columns):
     if not importlib.util.find_spec("matplotlib"):
         sys.exit("error: plot.py needs matplotlib: pip install matplotlib")
-    disk.check_writable(f"{cfg.out}.png")
-    if not (1 <= cfg.width <= 50 and 1 <= cfg.height <= 50):
-        sys.exit(f"error: width={cfg.width} and height={cfg.height} must be between 1 and 50 inches")
-    columns = getattr(cfg, asked[0])
-    if asked[0] in ("curves", "phenomena") and len(columns) > len(COLORS):
-        sys.exit(f"error: {asked[0]}: {len(columns)} runs; more than {len(COLORS)} cannot be told apart")
+    check_writable(f"{cfg.out}.png")
+    need(cfg,
+         width=(1 <= cfg.width <= 50, "between 1 and 50 inches"),
+         height=(1 <= cfg.height <= 50, "between 1 and 50 inches"))
+    if picture in ("curves", "phenomena") and len(columns) > len(COLORS):
+        sys.exit(f"error: {picture}: {len(columns)} runs; more than {len(COLORS)} cannot be told apart")
     if cfg.labels and len(cfg.labels) != len(columns):
         sys.exit(f"error: labels: {len(cfg.labels)} for {len(columns)} runs")
-    labels = [label.replace("$", r"\$").lstrip("_") for label in  # $ would begin a formula, _ hides a label
-              cfg.labels or map(folder_name, columns)]
+
+
+def new_figure(cfg):
     import matplotlib
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
-    plt.rcParams.update({"axes.prop_cycle": plt.cycler(color=COLORS), "axes.spines.top": False, "axes.spines.right": False,
-                         "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False, "svg.hashsalt": "nanobabyllama"})
-    figure = plt.figure(figsize=(cfg.width, cfg.height), layout="constrained")
-    kinds[asked[0]](figure, columns, labels)
-    for ending in ("png", "svg"):
-        figure.savefig(f"{cfg.out}.{ending}", dpi=160, metadata={"Date": None} if ending == "svg" else None)
-        print(f"written to {cfg.out}.{ending}")
+    plt.rcParams.update({
+        "axes.prop_cycle": plt.cycler(color=COLORS), "axes.spines.top": False, "axes.spines.right": False,
+        "axes.grid": True, "grid.alpha": 0.3, "legend.frameon": False, "svg.hashsalt": "nanobabyllama"})
+    return plt.figure(figsize=(cfg.width, cfg.height), layout="constrained")
 
 
 def folder_name(column):
@@ -78,11 +90,12 @@ def curves(figure, runs, labels):
     axes, ensembles = figure.subplots(), set()
     for run, label, color in zip(runs, labels, itertools.cycle(COLORS)):
         rows = records(run)
-        train, val = ([(r["tokens"], r[key]) for r in rows if r.get(key) is not None and "tokens" in r] for key in ("ce", "val_ce"))
+        train, val = ([(row["tokens"], row[key]) for row in rows
+                       if row.get(key) is not None and "tokens" in row] for key in ("ce", "val_ce"))
         axes.plot(*zip(*train), color=color, alpha=0.3, linewidth=1)
         if val:
             axes.plot(*zip(*val), color=color, marker="o", markersize=3, label=label)
-        ensembles.update(r["ensemble_val_ce"] for r in rows if "ensemble_val_ce" in r)
+        ensembles.update(row["ensemble_val_ce"] for row in rows if "ensemble_val_ce" in row)
     for i, val_ce in enumerate(sorted(ensembles)):
         axes.axhline(val_ce, color="gray", linestyle=":", label="teachers' ensemble" if i == 0 else None)
     axes.xaxis.set_major_formatter("{x:,.0f}")
@@ -90,48 +103,76 @@ def curves(figure, runs, labels):
     axes.legend(title="strong: validation, faint: training")
 
 
+def records(run):
+    """The lines of a run's metrics.jsonl."""
+    path = os.path.join(run, "metrics.jsonl")
+    if not os.path.isfile(path):
+        sys.exit(f"error: no {path}; name a run folder")
+    with open(path, errors="replace") as f:
+        try:
+            rows = [dict(json.loads(line)) for line in f if line.endswith("\n")]  # the last may be cut off
+        except (ValueError, TypeError) as e:
+            sys.exit(f"error: {path} is damaged: {e}")
+    if not any("ce" in row for row in rows):
+        sys.exit(f"error: {path} has no training loss yet")
+    return rows
+
+
 def phenomena(figure, runs, labels):
     """Parallel coordinates: an axis a phenomenon (or task, where the data names none), a line a run."""
     results = [read_result(run) for run in runs]
-    folders = [name for name in results[0]["folders"] if all(name in r["folders"] for r in results)]
-    for folder in folders:
-        check_same_pairs(folder, results, runs)
-    results = [{name: row for folder in folders for name, row in (r["folders"][folder]["phenomena"] or r["folders"][folder]["tasks"]).items()} for r in results]
-    names = list(results[0])
+    folders = shared_folders(results, runs)
+    scored = [accuracy_by_phenomenon(result, folders) for result in results]
+    names = list(scored[0])
     if not names:
         sys.exit("error: the runs were not scored on the same data folders")
     axes = figure.subplots()
-    for result, label in zip(results, labels):
-        axes.plot([100 * result[name]["accuracy"] for name in names], marker="o", markersize=4, label=label)
+    for accuracy, label in zip(scored, labels):
+        axes.plot([accuracy[name] for name in names], marker="o", markersize=4, label=label)
     axes.axhline(50, color="gray", linewidth=1, linestyle=":")
     axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names], rotation=40, ha="right")
     axes.set_ylabel("accuracy, % (dotted: chance)")
     axes.legend()
 
 
+def accuracy_by_phenomenon(result, folders):
+    rows = {}
+    for folder in folders:
+        rows.update(result["folders"][folder]["phenomena"] or result["folders"][folder]["tasks"])
+    return {name: 100 * row["accuracy"] for name, row in rows.items()}
+
+
+def shared_folders(results, runs):
+    """The data folders that all the runs were scored on: exits if not on the same pairs."""
+    folders = [name for name in (results[0]["folders"] if results else ())
+               if all(name in result["folders"] for result in results)]
+    for name in folders:
+        check_same_pairs(name, results, runs)
+    return folders
+
+
 def violins(figure, columns, labels):
-    """A panel for validation loss, test loss and each data folder's accuracy; a violin a recipe, a point a seed."""
-    scored = [run for column in columns for run in column.split("+") if os.path.isfile(os.path.join(run, "blimp.json"))]
-    results = list(map(read_result, scored))
-    for name in results[0]["folders"] if results else ():
-        if all(name in result["folders"] for result in results):
-            check_same_pairs(name, results, scored)
-    values = {}  # panel -> per column its runs' values
-    for column in columns:
-        for panel, found in panels(column.split("+")).items():
-            values.setdefault(panel, []).append(found)
-    values = {panel: v for panel, v in values.items() if len(v) == len(columns)}
-    for axes, (panel, per_column) in zip(np.atleast_1d(figure.subplots(1, len(values))), values.items()):
-        for i, (found, color) in enumerate(zip(per_column, itertools.cycle(COLORS))):
-            if len(found) > 1 and np.ptp(found) > 0:
-                for body in axes.violinplot([found], [i], showextrema=False)["bodies"]:
-                    body.set(facecolor=color, alpha=0.3)
-                axes.errorbar(i, np.mean(found), np.std(found, ddof=1), color=color, capsize=6, linewidth=1.5)
-            axes.plot([i] * len(found), found, "o", color=color, markersize=4)
+    """A panel for validation loss, test loss and a folder's accuracy: a violin a recipe, a point a seed."""
+    runs = [run for column in columns for run in column.split("+")]
+    scored = [run for run in runs if os.path.isfile(os.path.join(run, "blimp.json"))]
+    shared_folders(list(map(read_result, scored)), scored)
+    per_column = [panels(column.split("+")) for column in columns]
+    titles = [title for title in per_column[0] if all(title in values for values in per_column)]
+    for axes, title in zip(np.atleast_1d(figure.subplots(1, len(titles))), titles):
+        for i, (values, color) in enumerate(zip(per_column, itertools.cycle(COLORS))):
+            violin(axes, i, values[title], color)
         axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
         axes.set_xlim(-0.6, len(labels) - 0.4)
-        axes.set_title(panel, fontsize=10)
+        axes.set_title(title, fontsize=10)
     figure.supxlabel("points: seeds; bars: mean ± standard deviation", fontsize=9)
+
+
+def violin(axes, x, values, color):
+    if len(values) > 1 and np.ptp(values) > 0:
+        for body in axes.violinplot([values], [x], showextrema=False)["bodies"]:
+            body.set(facecolor=color, alpha=0.3)
+        axes.errorbar(x, np.mean(values), np.std(values, ddof=1), color=color, capsize=6, linewidth=1.5)
+    axes.plot([x] * len(values), values, "o", color=color, markersize=4)
 
 
 def panels(runs):
@@ -144,91 +185,101 @@ def panels(runs):
                 values.setdefault("test loss, nats per token", []).append(result["test_ce"])
             for folder, row in result["folders"].items():
                 values.setdefault(f"{folder}, %", []).append(100 * row["accuracy"])
-    for panel, found in values.items():
+    for title, found in values.items():
         if len(found) < len(runs):
-            print(f"notice: no panel for {panel}: {len(found)} of {len(runs)} runs have it")
-    return {panel: found for panel, found in values.items() if len(found) == len(runs)}
+            print(f"notice: no panel for {title}: {len(found)} of {len(runs)} runs have it")
+    return {title: found for title, found in values.items() if len(found) == len(runs)}
+
+
+def best_val_ce(run):
+    if os.path.isfile(os.path.join(run, "val.json")):  # an ensemble that study.py scored
+        return read_json(os.path.join(run, "val.json"), ["val_ce"])["val_ce"]
+    value = read_checkpoint_config(find_checkpoint(run)).get("val_ce")
+    if value is None:
+        sys.exit(f"error: {run} has no validation loss")
+    return value
 
 
 def sizes(figure, runs, labels):
-    """Best validation loss against words of training text, and with three sizes or more a fitted a + b / words^c;
-    plain and distilled models apart."""
-    described = [disk.read_checkpoint_config(disk.find_checkpoint(run)) for run in runs]
-    measured = [(d["tokenizer_sha256"], *(d.get("train_config", {}).get(key) for key in ("seq_len", "eval_chunks"))) for d in described]
-    for run, d, m in zip(runs, described, measured):
-        if not d.get("words") or d.get("val_ce") is None:
-            sys.exit(f"error: {run} does not say how many words it was trained on, or has no validation loss")
-        if m != measured[0]:
-            sys.exit(f"error: {run} was validated with another tokenizer, seq_len or eval_chunks than {runs[0]}")
+    """Best validation loss against words of training text, and with three sizes or more a fitted
+    a + b / words^c; plain and distilled models apart."""
+    groups = {}
+    for run, described in zip(runs, comparable(runs)):
+        kind = described["parameters"], bool(described.get("teachers"))
+        groups.setdefault(kind, []).append((described["words"], described["val_ce"]))
     axes = figure.subplots()
-    kind = [(d["parameters"], bool(d.get("teachers"))) for d in described]
-    for (n, taught), color in zip(sorted(set(kind)), itertools.cycle(COLORS)):
-        words, loss = np.array(sorted((d["words"], d["val_ce"]) for d, k in zip(described, kind) if k == (n, taught))).T
-        axes.plot(words, loss, "o", color=color, label=f"{n / 1e6:.3g}M parameters" + ", distilled" * taught)
-        if len(set(words)) > 2:
-            a, b, c = power_law(words, loss)
-            if b > 0 and 0.02 < c < 2:
-                x = np.geomspace(words[0], words[-1])
-                axes.plot(x, a + b * x ** -c, color=color, linewidth=1, label=f"{a:.2f} + {b:.2g} words$^{{-{c:.2f}}}$")
-            else:
-                print(f"notice: no curve for {n / 1e6:.3g}M parameters{', distilled' * taught}: its points lie on no a + b / words^c")
+    for ((parameters, distilled), group), color in zip(sorted(groups.items()), itertools.cycle(COLORS)):
+        words, loss = np.array(sorted(group)).T
+        name = f"{parameters / 1e6:.3g}M parameters" + ", distilled" * distilled
+        axes.plot(words, loss, "o", color=color, label=name)
+        if len(set(words)) < 3:
+            continue
+        a, b, c = power_law(words, loss)
+        if b > 0 and 0.02 < c < 2:
+            x, curve = np.geomspace(words[0], words[-1]), f"{a:.2f} + {b:.2g} words$^{{-{c:.2f}}}$"
+            axes.plot(x, a + b * x ** -c, color=color, linewidth=1, label=curve)
+        else:
+            print(f"notice: no curve for {name}: its points lie on no a + b / words^c")
     axes.set(xscale="log", xlabel="words of training text", ylabel="validation loss, nats per token")
     axes.legend()
 
 
-def scatter(figure, files, labels):
-    """A panel a data folder: accuracy against loss on the test split, or else validation, with a fitted line and R^2."""
-    rows = [row for file in files for row in result_rows(file) if "val_ce" in row]
-    names = [name for name in (rows[0]["accuracy"] if rows else ()) if all(name in row["accuracy"] for row in rows)]
-    if len(rows) < 3 or not names or len({row["val_ce"] for row in rows}) < 2 or any(row["pairs_sha256"] != rows[0]["pairs_sha256"] for row in rows):
-        sys.exit(f"error: {', '.join(files)}: three finished runs or more, scored on the same pairs, are needed")
-    key = "test_ce" if all(row["test_ce"] is not None for row in rows) else "val_ce"
-    loss = np.array([row[key] for row in rows])
-    for axes, name in zip(np.atleast_1d(figure.subplots(1, len(names))), names):
-        accuracy = np.array([100 * row["accuracy"][name] for row in rows])
-        looks = itertools.cycle([(color, marker) for marker in "os^D" for color in COLORS])
-        for recipe, (color, marker) in zip(dict.fromkeys(row["recipe"] for row in rows), looks):
-            own = np.array([row["recipe"] == recipe for row in rows])
-            axes.plot(loss[own], accuracy[own], marker, color=color, markersize=4, label=recipe)
-        line = np.poly1d(np.polyfit(loss, accuracy, 1))
-        ends = np.array([loss.min(), loss.max()])
-        axes.plot(ends, line(ends), color="gray", linewidth=1)
-        axes.set_title(f"{name}: R² = {np.corrcoef(loss, accuracy)[0, 1] ** 2:.2f}, {len(rows)} runs", fontsize=10)
-        axes.set(xlabel=f"{'test' if key == 'test_ce' else 'validation'} loss, nats per token", ylabel="accuracy, %")
-    axes.legend(fontsize=8)
+def comparable(runs):
+    """The runs' config.json, which must have been validated on the same chunks."""
+    described = [read_checkpoint_config(find_checkpoint(run)) for run in runs]
+    for run, config in zip(runs, described):
+        if not config.get("words") or config.get("val_ce") is None:
+            sys.exit(f"error: {run} does not say how many words it was trained on, "
+                     "or has no validation loss")
+        if validated_on(config) != validated_on(described[0]):
+            sys.exit(f"error: {run} was validated with another tokenizer, seq_len or eval_chunks "
+                     f"than {runs[0]}")
+    return described
+
+
+def validated_on(config):
+    return config["tokenizer_sha256"], *map(config.get("train_config", {}).get, ("seq_len", "eval_chunks"))
 
 
 def power_law(x, y):
-    """a, b, c of the least-squares fit y = a + b x^-c, c between 0.02 and 2 by search: for each c it is a line."""
+    """a, b, c of the least-squares fit y = a + b x^-c, 0.02 <= c <= 2 by search: for each c it is a line."""
     def fit(c):
         b, a = np.polyfit(x ** -c, y, 1)
         return ((a + b * x ** -c - y) ** 2).sum(), a, b, c
     return min(map(fit, np.geomspace(0.02, 2, 400)))[1:]
 
 
-def best_val_ce(run):
-    if os.path.isfile(os.path.join(run, "val.json")):  # an ensemble that study.py scored
-        return disk.read_json(os.path.join(run, "val.json"), ["val_ce"])["val_ce"]
-    value = disk.read_checkpoint_config(disk.find_checkpoint(run)).get("val_ce")
-    if value is None:
-        sys.exit(f"error: {run} has no validation loss")
-    return value
+def scatter(figure, files, labels):
+    """A panel a data folder: accuracy against loss on the test split, or else validation, with a fitted line
+    and R^2."""
+    rows = [row for file in files for row in result_rows(file) if "val_ce" in row]
+    folders = [folder for folder in (rows[0]["accuracy"] if rows else ())
+               if all(folder in row["accuracy"] for row in rows)]
+    same_pairs = all(row["pairs_sha256"] == rows[0]["pairs_sha256"] for row in rows)
+    if len(rows) < 3 or not folders or len({row["val_ce"] for row in rows}) < 2 or not same_pairs:
+        sys.exit(f"error: {', '.join(files)}: three finished runs or more, scored on the same pairs, "
+                 "are needed")
+    split = "test" if all(row["test_ce"] is not None for row in rows) else "validation"
+    for axes, folder in zip(np.atleast_1d(figure.subplots(1, len(folders))), folders):
+        panel(axes, rows, folder, split)
+    axes.legend(fontsize=8)
 
 
-def records(run):
-    """The lines of a run's metrics.jsonl."""
-    path = os.path.join(run, "metrics.jsonl")
-    if not os.path.isfile(path):
-        sys.exit(f"error: no {path}; name a run folder")
-    with open(path, errors="replace") as f:
-        try:
-            rows = [dict(json.loads(line)) for line in f if line.endswith("\n")]  # the last may be half written
-        except (ValueError, TypeError) as e:
-            sys.exit(f"error: {path} is damaged: {e}")
-    if not any("ce" in r for r in rows):
-        sys.exit(f"error: {path} has no training loss yet")
-    return rows
+def panel(axes, rows, folder, split):
+    """A point a run, recipes told apart."""
+    recipes = np.array([row["recipe"] for row in rows])
+    loss = np.array([row["test_ce" if split == "test" else "val_ce"] for row in rows])
+    accuracy = np.array([100 * row["accuracy"][folder] for row in rows])
+    looks = itertools.cycle(itertools.product("os^D", COLORS))
+    for recipe, (marker, color) in zip(dict.fromkeys(recipes), looks):
+        seeds = recipes == recipe
+        axes.plot(loss[seeds], accuracy[seeds], marker, color=color, markersize=4, label=recipe)
+    ends = np.array([loss.min(), loss.max()])
+    axes.plot(ends, np.poly1d(np.polyfit(loss, accuracy, 1))(ends), color="gray", linewidth=1)
+    r_squared = np.corrcoef(loss, accuracy)[0, 1] ** 2
+    axes.set_title(f"{folder}: R² = {r_squared:.2f}, {len(rows)} runs", fontsize=10)
+    axes.set(xlabel=f"{split} loss, nats per token", ylabel="accuracy, %")
 
 
 if __name__ == "__main__":
-    config.run(main, PlotConfig)
+    launch(main, PlotConfig)
