@@ -8,22 +8,29 @@ training differs from its plain twin's by one function, `distillation_loss`.
 
 Shapes: B sequences, T positions, C width, V vocabulary, N = B T (or a part of it).
 """
+import os
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
-from lib.checkpoints import load_checkpoint
+from lib.checkpoints import (
+    checkpoint_steps,
+    described_model,
+    find_resumable,
+    load_checkpoint,
+    read_checkpoint_config,
+)
 from lib.chunked_loss import chunked_loss
 from lib.configurator import launch, need
 from lib.data import evaluate
 from lib.objectives import adversarial_loss, contrastive_loss, projections
 from lib.runs import Keeper, spare
 from lib.teacher_cache import cached_teachers, check_cache
-from model import float_weight, quantize_int8_
+from model import LanguageModel, float_weight, quantize_int8_
 from train import TrainConfig, Trainee, mean_nll, new_model, start, train
 
 
@@ -49,13 +56,13 @@ def main(cfg):
     need(cfg, n_pairs=(not cfg.contrastive or cfg.n_pairs > 1 and machine.micro_batch % cfg.n_pairs == 0,
                        f"at least 2 and a divisor of one rank's sequences, {machine.micro_batch}"))
     teachers = load_teachers(cfg, machine, data)
-    loss_fn, companion = distill_loss, None
+    loss_fn, companion, about = distill_loss, None, {}
     if cfg.contrastive:
         torch.manual_seed(cfg.seed)
         companion = projections(cfg.n_embd, teachers).to(machine.device)
     if cfg.generator:
-        loss_fn, companion = adversarial_loss, load_generator(cfg, machine, data)
-    keeper = Keeper(cfg, machine, data)  # out_dir is ours from here on
+        loss_fn, (companion, about["generator"]) = adversarial_loss, load_generator(cfg, machine, data)
+    keeper = Keeper(cfg, machine, data, about)  # out_dir is ours from here on
     measure(teachers, cfg, machine, data, keeper)
     if cfg.teacher_cache:
         teachers = cached_teachers(cfg, machine, data, teachers)
@@ -177,11 +184,18 @@ def measure(teachers, cfg, machine, data, keeper):
 
 
 def load_generator(cfg, machine, data):
-    """The masked language model that is trained beside the student (MATE-KD)."""
-    generator, described = load_beside(cfg, machine, data, cfg.generator, "generator", causal=False)
+    """The masked language model that is trained beside the student (MATE-KD), and what config.json says of
+    it. A run that goes on has it in its state, and wants no more than its sizes."""
+    if cfg.resume and checkpoint_steps(cfg.out_dir) and not os.path.isdir(cfg.generator):
+        folder = find_resumable(cfg.out_dir)
+        about = read_checkpoint_config(folder).get("generator", {})
+        generator = LanguageModel(described_model(folder, about.get("model"))).to(machine.device)
+    else:
+        generator, described = load_beside(cfg, machine, data, cfg.generator, "generator", causal=False)
+        about = dict(model=asdict(generator.cfg), weights_sha256=described["weights_sha256"])
     if machine.compile:
         generator.model.compile_layers()
-    return generator.train()
+    return generator.train(), about
 
 
 def load_beside(cfg, machine, data, path, role, causal=True):

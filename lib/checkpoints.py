@@ -222,8 +222,11 @@ def read_weights(folder, cfg):
         sys.exit(f"error: {path} is not a safetensors file, or is damaged: {e}")
     if cfg.n_layer > len(found):  # an outline of a million layers would take minutes
         sys.exit(f"error: {path} has {len(found)} tensors, too few for n_layer={cfg.n_layer}")
-    with torch.device("meta"):
-        expected = {name: (tuple(t.shape), "F32") for name, t in LanguageModel(cfg).state_dict().items()}
+    try:
+        with torch.device("meta"):
+            expected = {name: (tuple(t.shape), "F32") for name, t in LanguageModel(cfg).state_dict().items()}
+    except (RuntimeError, OverflowError) as e:  # of sizes that no computer has
+        sys.exit(f"error: {path} is not of the sizes in config.json: {str(e).splitlines()[0]}")
     if cfg.tie_weights:
         del expected["lm_head.weight"]
     for name in {**expected, **found}:

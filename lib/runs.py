@@ -43,10 +43,10 @@ class Keeper:
     measure = "validation loss (nats per token)"  # what the best checkpoint has least of
     stopped = "and saved; go on with --resume"
 
-    def __init__(self, cfg, machine, data):
+    def __init__(self, cfg, machine, data, about=()):
         """Hold out_dir from here on, and decide whether there is a run to go on with."""
         self.cfg, self.machine, self.data = cfg, machine, data
-        self.about = {}         # what every checkpoint's config.json says beside what `describe` knows
+        self.about = dict(about)  # what every checkpoint's config.json says beside what `describe` knows
         self.first_record = {}  # step 0 of metrics.jsonl
         self.best, self.best_step = math.inf, 0
         self.waited = 0         # validations since the best was clearly beaten
