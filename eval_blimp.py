@@ -2,8 +2,8 @@
 
     python eval_blimp.py --ckpt=out/babyllama --data=blimp_filtered,supplement_filtered,ewok_filtered
     python eval_blimp.py --ckpt=out/gpt2_705m,out/llama_360m --data=blimp_filtered   # an ensemble
-    python eval_blimp.py --ckpt=out/gpt2_705m,out/llama_360m --data_dir=data/babylm  # its validation loss (--split=test: test loss)
-    python -m tools.compare out/babyllama out/llama_58m                              # runs scored before, side by side
+    python eval_blimp.py --ckpt=out/gpt2_705m,out/llama_360m --data_dir=data/babylm  # its validation loss
+    python -m tools.compare out/babyllama out/llama_58m              # runs scored before, side by side
 
 A sentence's score is the sum of log-probabilities of the tokens of " " + sentence after one prefix
 token (<s>; else </s>, else <pad>), in float32, over the whole vocabulary, nothing appended. An EWoK
@@ -40,15 +40,15 @@ from train import TrainConfig
 
 @dataclass
 class EvalConfig:
-    ckpt: tuple[str, ...] = ()   # run folder (its best checkpoint) or checkpoint folder; several: their ensemble
+    ckpt: tuple[str, ...] = ()   # run (its best checkpoint) or checkpoint folder; several: their ensemble
     data: tuple[str, ...] = ()   # folders of .jsonl files with the fields of FIELDS
     data_dir: str = ""           # prepared data: also the validation loss on it, as train.py measures it
     split: Literal["val", "test"] = "val"  # of that data
     seq_len: int = 128
     eval_chunks: int = 8192
     items: str = ""              # also write one JSON line per pair to this file
-    predictions: str = ""        # also add what was preferred to this .json.gz, in the form the 2024 challenge takes
-    out: str = ""                # where the result goes; '' = blimp.json in the run folder (of a single checkpoint)
+    predictions: str = ""        # also add what was preferred to this .json.gz, for the 2024 challenge
+    out: str = ""                # where the result goes; '' = blimp.json in a single checkpoint's run folder
     batch_tokens: int = 1024     # positions scored at a time; a GPU wants more
     device: Literal["auto", "cpu", "cuda"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"     # auto: for 20,000 pairs and more
@@ -66,7 +66,7 @@ class Pair(NamedTuple):
     phenomenon: str  # '' where the file names none
 
 
-FIELDS = (  # of a line: (good, bad, context), the first of which all are there
+FIELDS = (  # (good, bad, context or '') of a line: the first of these of which all are there
     ("sentence_good", "sentence_bad", ""),
     ("Target1", "Target2", "Context1"),
 )
@@ -78,14 +78,8 @@ def main(cfg):
     device = pick_device(cfg.device)
     models, tokenizer, described = load_ensemble(cfg.ckpt, device)
     teachers = [Teacher(m) for m in models]  # they score as one: averaged logits
-    out = cfg.out
-    if not out and len(cfg.ckpt) == 1 and cfg.data:
-        out = os.path.join(run_folder(cfg.ckpt[0]), "blimp.json")
-    for path in filter(None, (out, cfg.items)):
-        check_writable(path)
-    if cfg.predictions:
-        read_predictions(cfg.predictions)
     block_size = min(m.cfg.block_size for m in models)
+    out = result_path(cfg)
     folders = read_folders(cfg, tokenizer, described, block_size)
     begin = time.perf_counter()
     many = sum(map(len, folders.values())) >= 20000
@@ -115,8 +109,20 @@ def main(cfg):
         print(f"written to {out}")
 
 
+def result_path(cfg):
+    """Where the result goes, '' for nowhere. Exits if that or another file asked for cannot be written."""
+    out = cfg.out
+    if not out and len(cfg.ckpt) == 1 and cfg.data:
+        out = os.path.join(run_folder(cfg.ckpt[0]), "blimp.json")
+    for path in filter(None, (out, cfg.items)):
+        check_writable(path)
+    if cfg.predictions:
+        read_predictions(cfg.predictions)
+    return out
+
+
 def mean_loss(cfg, teachers, block_size, described, device):
-    """Nats per token of the averaged logits on the split's chunks, chosen as train.py chooses those of validation."""
+    """Nats per token of the averaged logits on the split's chunks, chosen as train.py chooses them."""
     shards = Shards(cfg.data_dir, cfg.split)
     if shards.meta["tokenizer_sha256"] != described["tokenizer_sha256"]:
         sys.exit(f"error: {cfg.data_dir} has another tokenizer than {cfg.ckpt[0]}")
@@ -134,9 +140,10 @@ def read_folders(cfg, tokenizer, described, block_size):
         return {}
     prefix = prefix_token(tokenizer)
     if described["bos"] == "none":
-        print("notice: trained with bos=none: every sentence is scored after a token the model has never seen "
-              "(prepare.py --bos=line avoids it)")
-    folders = {os.path.basename(os.path.normpath(d)): read_pairs(d, tokenizer, prefix, block_size) for d in cfg.data}
+        print("notice: trained with bos=none: every sentence is scored after a token the model has never "
+              "seen (prepare.py --bos=line avoids it)")
+    folders = {os.path.basename(os.path.normpath(folder)): read_pairs(folder, tokenizer, prefix, block_size)
+               for folder in cfg.data}
     if len(folders) < len(cfg.data):
         sys.exit("error: two of the data folders have the same name")
     return folders
@@ -152,7 +159,8 @@ def read_pairs(folder, tokenizer, prefix, block_size):
             for n, line in enumerate(f):
                 where = f"error: {os.path.join(folder, file)}, line {n + 1}"
                 try:
-                    pair = read_pair(json.loads(line.decode("utf-8")), file.removesuffix(".jsonl"), n, tokenizer, prefix)
+                    row, task = json.loads(line.decode("utf-8")), file.removesuffix(".jsonl")
+                    pair = read_pair(row, task, n, tokenizer, prefix)
                 except KeyError as e:
                     sys.exit(f"{where}: no field {e}")
                 except (ValueError, TypeError, RuntimeError) as e:  # RuntimeError: half a surrogate pair
@@ -169,13 +177,18 @@ def read_pairs(folder, tokenizer, prefix, block_size):
 
 
 def read_pair(row, task, line, tokenizer, prefix):
-    """A line's pair. With a context the text is tokenised as a whole, then cut where the context's own tokens end."""
+    """A line's pair. With a context, the text is tokenised as a whole and cut where the tokens of the context
+    alone would end."""
     if not isinstance(row, dict):
         raise TypeError("not an object")
-    good, bad, context = next((names for names in FIELDS if set(filter(None, names)) <= row.keys()), FIELDS[0])
-    texts, before = (" " + row[good], " " + row[bad]), row[context] if context else ""
-    ids = [tokenizer.encode(before + text) if context else [prefix] + tokenizer.encode(text) for text in texts]
-    n_context = len(tokenizer.encode(before)) if context else 1
+    present = [names for names in FIELDS if set(filter(None, names)) <= row.keys()]
+    good, bad, context = (present or FIELDS)[0]
+    texts = (" " + row[good], " " + row[bad])
+    before = row[context] if context else ""
+    if context:
+        ids, n_context = [tokenizer.encode(before + text) for text in texts], len(tokenizer.encode(before))
+    else:
+        ids, n_context = [[prefix] + tokenizer.encode(text) for text in texts], 1
     return Pair(task, line, *ids, n_context, before, texts, str(row.get("linguistics_term", "")))
 
 
@@ -185,7 +198,8 @@ def read_pair(row, task, line, tokenizer, prefix):
 def score_pairs(teachers, pairs, batch_tokens, device, title=""):
     """[(log-probability of good, of bad)] in nats, in the order of `pairs`."""
     length = [max(len(p.good), len(p.bad)) for p in pairs]
-    order = sorted(range(len(pairs)), key=length.__getitem__, reverse=True)  # padding stays small, memory shows at once
+    # the longest first: padding stays small, and the memory it takes shows at once
+    order = sorted(range(len(pairs)), key=length.__getitem__, reverse=True)
     scores = [None] * len(pairs)
     with tqdm(total=len(pairs), desc=title, unit="pair", disable=not sys.stderr.isatty()) as bar:
         while order:
@@ -200,7 +214,7 @@ def score_pairs(teachers, pairs, batch_tokens, device, title=""):
 
 
 def pair_logp(teachers, pairs, device):
-    """Sum of log p(token | the tokens before) of each pair's good and bad sentence after its context, in
+    """[(good, bad)], each the sum of log p(token | the tokens before) of the sentence after its context, in
     nats. What both begin with is predicted once."""
     sentences = [p.good for p in pairs] + [p.bad for p in pairs]
     length = torch.tensor([len(ids) - 1 for ids in sentences])[:, None]
@@ -208,13 +222,15 @@ def pair_logp(teachers, pairs, device):
     for row, ids in zip(tokens, sentences):
         row[:len(ids)] = torch.tensor(ids)
     x, y = tokens[:, :-1], tokens[:, 1:]  # (B, T)
-    position, first = torch.arange(y.shape[1]), torch.tensor([p.n_context - 1 for p in pairs] * 2)[:, None]
+    position = torch.arange(y.shape[1])
+    first = torch.tensor([p.n_context - 1 for p in pairs] * 2)[:, None]
     good, bad = tokens.chunk(2)
-    both = position < length.view(2, -1, 1).amin(0)                 # 0 may be padding or a token
-    shared = (good == bad).cumprod(1)[:, 1:].bool() & both          # (pairs, T)
+    both = position < length.view(2, -1, 1).amin(0)          # 0 may be padding or a token
+    shared = (good == bad).cumprod(1)[:, 1:].bool() & both   # (pairs, T)
     mask = (position >= first) & (position < length) & ~torch.cat([torch.zeros_like(shared), shared])
     scored, target, batch = mask.to(device), y[mask].to(device), Batch(x.to(device))
-    z = mean_logits(teachers, [teacher.states(batch)[scored] for teacher in teachers])  # (scored positions, V)
+    states = [teacher.states(batch)[scored] for teacher in teachers]
+    z = mean_logits(teachers, states)  # (scored positions, V)
     logp = torch.zeros(mask.shape, dtype=torch.float64)
     logp[mask] = -F.cross_entropy(z, target, reduction="none").double().cpu()
     good, bad = logp.chunk(2)
@@ -228,10 +244,11 @@ def summary(pairs, scores):
     right = {}
     for pair, (good, bad) in zip(pairs, scores):
         right.setdefault(pair.task, []).append(good >= bad)  # a tie is right, as in the official pipeline
-    tasks = {task: dict(task_row(sum(r), len(r)), right="".join(str(int(x)) for x in r)) for task, r in right.items()}
+    tasks = {task: dict(task_row(sum(answers), len(answers)), right="".join(str(int(x)) for x in answers))
+             for task, answers in right.items()}
     phenomena = {}
     for task, phenomenon in {p.task: p.phenomenon for p in pairs}.items():
-        if phenomenon:  # two paradigms are called s-selection in the data, argument structure in the BLiMP paper
+        if phenomenon:  # two paradigms are s-selection in the data, argument structure in the BLiMP paper
             name = "argument_structure" if phenomenon == "s-selection" else phenomenon
             phenomena.setdefault(name, []).append(tasks[task])
     sentences = json.dumps([(p.task, p.context, p.texts) for p in pairs])
@@ -294,7 +311,8 @@ def print_table(cfg, result):
         print(f"{kind} loss on {cfg.data_dir}: {result[f'{cfg.split}_ce']:.4f} nats per token")
 
     def line(name, row, indent):
-        print(f"{' ' * indent}{name:<{58 - indent}} {100 * row['accuracy']:6.2f} ± {100 * row['se']:.2f}  {row['n']:>6}")
+        print(f"{' ' * indent}{name:<{58 - indent}} {100 * row['accuracy']:6.2f} ± {100 * row['se']:.2f}  "
+              f"{row['n']:>6}")
     for name, folder in result["folders"].items():
         print(f"{name + ': accuracy in %, standard error, pairs':<58}")
         for task, row in folder["tasks"].items():

@@ -21,11 +21,11 @@ import sys
 import urllib.error
 import urllib.request
 import zipfile
-from collections import Counter
+from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import chdir, contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -44,12 +44,13 @@ class PrepareConfig:
     input_dir: str = ""               # folder of text; with --download, where the archives are unpacked
     data_dir: str = "data/babylm"     # folder to make
     track: Literal["10M", "100M"] = "10M"  # which training folder, where there are two
-    tokenizer: str = ""               # use this one: a sentencepiece .model, our tiktoken .json, or gpt2; '' trains one
+    tokenizer: str = ""               # a sentencepiece .model, our tiktoken .json, or gpt2; '' trains one
     vocab_size: int = 16000           # of the tokenizer to train
-    bos: Literal["none", "document", "line"] = "none"  # where <s> goes. 'none' is the papers' way, but BLiMP is scored
-                                      # after <s>, which a model trained so has never seen
-    train_fraction: float = 1.0       # take a random share of the training text; a smaller share lies within a larger one
-    val_fraction: float = 0.0         # hold out this share of train as 'val'; dev then becomes 'test' (BabyLlama-2: 0.05)
+    bos: Literal["none", "document", "line"] = "none"  # where <s> goes. 'none' is the papers' way, but BLiMP
+                                      # is scored after <s>, which a model trained so has never seen
+    train_fraction: float = 1.0       # take this random share of train; smaller ones lie within larger ones
+    val_fraction: float = 0.0         # hold out this share of train as 'val'; dev is then 'test'
+                                      # (BabyLlama-2: 0.05)
     download: Literal["", "2023", "2024", "2025"] = ""  # fetch this year's official text first
     workers: int = 0                  # processes; 0 = one per core
     overwrite: bool = False           # replace a finished data folder
@@ -59,29 +60,46 @@ class PrepareConfig:
 BLOCK_BYTES = 4 << 20    # text read at a time
 SHARD_TOKENS = 1 << 26   # a shard file holds at most this many (128 MiB)
 HEADING = re.compile(r"^= = = (.*?) = = =[ \t\r]*$", re.MULTILINE)
-OURS = re.compile(r"meta\.json|tokenizer\..*|words\.tsv|(train|val|test)_\d+\.bin|lock")  # what a data folder holds
+# what a data folder holds: nothing else is ever deleted
+OURS = re.compile(r"meta\.json|tokenizer\..*|words\.tsv|(train|val|test)_\d+\.bin|lock")
 
 
 def main(cfg):
     if cfg.verify:
         return verify(cfg.verify)
-    if not cfg.input_dir:
-        sys.exit("error: say where the text is: --input_dir=FOLDER")
-    if not os.path.basename(os.path.abspath(cfg.data_dir or "/")):
-        sys.exit(f"error: data_dir='{cfg.data_dir}' is not a folder's name")
-    if not 0 < cfg.train_fraction <= 1:
-        sys.exit(f"error: train_fraction={cfg.train_fraction} must be above 0 and at most 1")
-    if not cfg.val_fraction < 1:
-        sys.exit(f"error: val_fraction={cfg.val_fraction} must be below 1")
+    check_prepare_config(cfg)
     if cfg.download:
         download(cfg.download, cfg.track, cfg.input_dir)
     blocks = find_blocks(cfg)
     if os.path.exists(os.path.join(cfg.data_dir, "meta.json")) and not cfg.overwrite:
         sys.exit(f"error: {cfg.data_dir} is already prepared; use --overwrite to replace it")
-    parent, name = os.path.split(os.path.abspath(cfg.data_dir))
-    tmp, old = (os.path.join(parent, f".{name}.{what}") for what in ("unfinished", "replaced"))
-    for folder in (cfg.data_dir, tmp, old):
-        if os.path.lexists(folder) and not (os.path.isdir(folder) and all(map(OURS.fullmatch, os.listdir(folder)))):
+    with unfinished_folder(cfg.data_dir) as folder:
+        with worker_map(cfg, blocks) as map_blocks:
+            tokenizer = get_tokenizer(cfg, folder, blocks, map_blocks)
+            meta = write_shards(cfg, folder, blocks, map_blocks, tokenizer)
+        write_json(os.path.join(folder, "meta.json"), meta)
+    report(cfg.data_dir, meta)
+
+
+def check_prepare_config(cfg):
+    if not cfg.input_dir:
+        sys.exit("error: say where the text is: --input_dir=FOLDER")
+    need(cfg,
+         data_dir=(os.path.basename(os.path.abspath(cfg.data_dir or "/")), "a folder's name"),
+         train_fraction=(0 < cfg.train_fraction <= 1, "above 0 and at most 1"),
+         val_fraction=(cfg.val_fraction < 1, "below 1"),
+         # 4 specials, 256 bytes, some characters; tokens are uint16
+         vocab_size=(cfg.tokenizer or 300 <= cfg.vocab_size <= 65536, "between 300 and 65536"))
+
+
+@contextmanager
+def unfinished_folder(data_dir):
+    """A folder beside data_dir, locked, to write into; what is whole at the end takes data_dir's place."""
+    parent, name = os.path.split(os.path.abspath(data_dir))
+    tmp, old = (os.path.join(parent, f".{name}.{state}") for state in ("unfinished", "replaced"))
+    for folder in (data_dir, tmp, old):
+        ours = os.path.isdir(folder) and all(map(OURS.fullmatch, os.listdir(folder)))
+        if os.path.lexists(folder) and not ours:
             sys.exit(f"error: {folder} holds other things than prepared data; name another --data_dir")
     os.makedirs(tmp, exist_ok=True)
     with open(os.path.join(tmp, "lock"), "w") as lock:
@@ -89,20 +107,16 @@ def main(cfg):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             sys.exit(f"error: another prepare.py is writing {tmp}")
-        for left in os.listdir(tmp):  # by a run that was killed
+        for left in os.listdir(tmp):  # by a prepare.py that was killed
             if left != "lock":
                 os.remove(os.path.join(tmp, left))
-        with worker_map(cfg, blocks) as run:
-            tokenizer = get_tokenizer(cfg, tmp, blocks, run)
-            meta = write_shards(cfg, tmp, blocks, run, tokenizer)
-        write_json(os.path.join(tmp, "meta.json"), meta)
+        yield tmp
         os.remove(os.path.join(tmp, "lock"))
         shutil.rmtree(old, ignore_errors=True)
-        if os.path.exists(cfg.data_dir):
-            os.rename(cfg.data_dir, old)
-        os.rename(tmp, cfg.data_dir)
+        if os.path.exists(data_dir):
+            os.rename(data_dir, old)
+        os.rename(tmp, data_dir)
         shutil.rmtree(old, ignore_errors=True)
-    report(cfg.data_dir, meta)
 
 
 def verify(data_dir):
@@ -110,15 +124,17 @@ def verify(data_dir):
     meta = read_meta(data_dir)
     vocab_size = load_tokenizer(os.path.join(data_dir, meta["tokenizer"])).vocab_size
     if vocab_size != meta["vocab_size"]:
-        sys.exit(f"error: {data_dir}/meta.json says vocab_size={meta['vocab_size']}, its tokenizer has {vocab_size}; prepare {data_dir} again")
+        sys.exit(f"error: {data_dir}/meta.json says vocab_size={meta['vocab_size']}, "
+                 f"its tokenizer has {vocab_size}; prepare {data_dir} again")
     tokens = sum(len(open_shard(data_dir, s)) for s in meta["shards"])
-    print(f"{data_dir}: tokenizer and {len(meta['shards'])} shards with {tokens:,} tokens are as meta.json says")
+    print(f"{data_dir}: tokenizer and {len(meta['shards'])} shards with {tokens:,} tokens "
+          "are as meta.json says")
 
 
 # --- which text goes where ------------------------------------------------------------------------
 
 class Block(NamedTuple):
-    """Bytes [start, end) of a file, whole lines, and where they go."""
+    """Bytes [start, end) of a file, whole lines and at least one, and where they go."""
     path: str
     start: int
     end: int
@@ -147,14 +163,13 @@ def find_blocks(cfg):
         elif not (cfg.val_fraction and has_dev):  # else dev has taken the place of test
             blocks += cut_file(path, source, "test")
     blocks = [b._replace(share=cfg.train_fraction) if b.split == "train" else b for b in blocks]
-    size = Counter()
-    for b in blocks:
-        size[b.split] += b.end - b.start
-    if not size["train"]:
+    splits = {b.split for b in blocks}
+    if "train" not in splits:
         sys.exit(f"error: the training text under {cfg.input_dir} is empty")
-    if not size["val"]:
-        sys.exit(f"error: {cfg.input_dir} has no validation text; " + (
-            "its files have too few lines to hold some out" if cfg.val_fraction else "hold some out: --val_fraction=0.05"))
+    if "val" not in splits:
+        reason = ("its files have too few lines to hold some out" if cfg.val_fraction else
+                  "hold some out: --val_fraction=0.05")
+        sys.exit(f"error: {cfg.input_dir} has no validation text; {reason}")
     return sorted(blocks, key=lambda b: ("train", "val", "test").index(b.split))
 
 
@@ -169,8 +184,8 @@ def find_files(cfg):
                         for path in list_files(os.path.join(root, folder), "." + split)]
     texts = [("train", path) for path in list_files(cfg.input_dir, ".txt")]
     if not texts:
-        sys.exit(f"error: {cfg.input_dir} holds neither train_{cfg.track}/ or babylm_{cfg.track}/ (see --track) "
-                 "nor .txt files")
+        sys.exit(f"error: {cfg.input_dir} holds neither train_{cfg.track}/ or babylm_{cfg.track}/ "
+                 "(see --track) nor .txt files")
     return texts
 
 
@@ -185,7 +200,8 @@ def cut_file(path, source, split, val_fraction=0.0):
     'val', so that what is held out is contiguous text from all over the file."""
     size, blocks, start = os.path.getsize(path), [], 0
     with open(path, "rb") as f:
-        headings = any(HEADING.match(line.decode("utf-8", "replace")) for line in f if line.startswith(b"= = ="))
+        headings = any(HEADING.match(line.decode("utf-8", "replace"))
+                       for line in f if line.startswith(b"= = ="))
 
         def next_line_end(position):
             f.seek(position)
@@ -196,7 +212,8 @@ def cut_file(path, source, split, val_fraction=0.0):
 
         while start < size:
             end = next_line_end(min(start + BLOCK_BYTES, size) - 1)
-            cut = min(next_line_end(start + int((end - start) * (1 - val_fraction))), end) if val_fraction else end
+            kept = start + int((end - start) * (1 - val_fraction))
+            cut = min(next_line_end(kept), end) if val_fraction else end
             blocks.append(Block(path, start, cut, source, split, headings))
             if cut < end:
                 blocks.append(Block(path, cut, end, source, "val", headings))
@@ -211,19 +228,25 @@ def read_block(block):
         before = f.read(min(block.start, 3))
         raw = f.read(block.end - block.start)
     try:
-        return chosen(raw.decode("utf-8"), block), block.start == 0 or (not block.headings and before.endswith((b"\n\n", b"\n\r\n")))
+        text = raw.decode("utf-8")
     except UnicodeDecodeError as e:
-        raise ValueError(f"{block.path}: byte {block.start + e.start} (0x{raw[e.start]:02x}) is not UTF-8; convert the file")
+        at, byte = block.start + e.start, raw[e.start]
+        raise UnicodeError(f"{block.path}: byte {at} (0x{byte:02x}) is not UTF-8; convert the file")
+    after_blank_line = not block.headings and before.endswith((b"\n\n", b"\n\r\n"))
+    return chosen(text, block), block.start == 0 or after_blank_line
 
 
 def chosen(text, block):
-    """The block's share of its text: runs of 32 lines, each taken if its place in the corpus hashes below the share."""
+    """The block's share of its text: pieces of 32 lines, taken where a hash of their place lies below it."""
     if block.share == 1:
         return text
-    lines, place = text.splitlines(keepends=True), f"{os.path.basename(block.path)}:{block.start}:"
-    runs = ("".join(lines[i:i + 32]) for i in range(0, len(lines), 32))
-    return "".join(run for i, run in enumerate(runs)
-                   if int.from_bytes(hashlib.blake2b(f"{place}{i}".encode(), digest_size=8).digest(), "big") < block.share * 2 ** 64)
+    lines, place = text.splitlines(keepends=True), f"{os.path.basename(block.path)}:{block.start}"
+
+    def taken(piece):
+        digest = hashlib.blake2b(f"{place}:{piece}".encode(), digest_size=8).digest()
+        return int.from_bytes(digest, "big") < block.share * 2 ** 64
+    pieces = ["".join(lines[i:i + 32]) for i in range(0, len(lines), 32)]
+    return "".join(piece for i, piece in enumerate(pieces) if taken(i))
 
 
 def split_documents(text, headings, at_start):
@@ -296,10 +319,10 @@ CLEANERS = dict(
 WORDS = re.compile(r" ?[^ \t\n]+|[ \t\n]")
 
 
-def get_tokenizer(cfg, folder, blocks, run):
+def get_tokenizer(cfg, folder, blocks, map_blocks):
     """The tokenizer asked for, its file put into `folder`."""
     if not cfg.tokenizer:
-        return train_tokenizer(cfg, os.path.join(folder, "tokenizer.model"), blocks, run)
+        return train_tokenizer(cfg, os.path.join(folder, "tokenizer.model"), blocks, map_blocks)
     if cfg.tokenizer == "gpt2":
         path = os.path.join(folder, "tokenizer.json")
         try:
@@ -311,7 +334,8 @@ def get_tokenizer(cfg, folder, blocks, run):
         if not os.path.isfile(cfg.tokenizer):
             sys.exit(f"error: no tokenizer file '{cfg.tokenizer}' (a .model, a .json of ours, or gpt2)")
         load_tokenizer(cfg.tokenizer)  # says what is wrong with the user's file, not with our copy
-        path = shutil.copy(cfg.tokenizer, os.path.join(folder, "tokenizer" + os.path.splitext(cfg.tokenizer)[1]))
+        ending = os.path.splitext(cfg.tokenizer)[1]
+        path = shutil.copy(cfg.tokenizer, os.path.join(folder, "tokenizer" + ending))
     tokenizer = load_tokenizer(path)
     if tokenizer.vocab_size > 65536:
         sys.exit(f"error: tokenizer '{cfg.tokenizer}' has {tokenizer.vocab_size} entries; "
@@ -319,21 +343,20 @@ def get_tokenizer(cfg, folder, blocks, run):
     return tokenizer
 
 
-def train_tokenizer(cfg, path, blocks, run):
+def train_tokenizer(cfg, path, blocks, map_blocks):
     """sentencepiece BPE on the word counts of the cleaned training split. Nothing but NFKC is lost:
     blanks are kept, no blank is put in front, what is not in the vocabulary becomes bytes."""
-    if not 300 <= cfg.vocab_size <= 65536:  # 4 specials, 256 bytes, some characters; tokens are uint16
-        sys.exit(f"error: vocab_size={cfg.vocab_size} must lie between 300 and 65536")
     counts = Counter()
-    for words in run(count_words, [b for b in blocks if b.split == "train"], "counting words"):
+    for words in map_blocks(count_words, [b for b in blocks if b.split == "train"], "counting words"):
         counts.update(words)
     if not counts:
         sys.exit("error: nothing is left of the training text after cleaning")
     folder, words = os.path.dirname(path), "words.tsv"
     with open(os.path.join(folder, words), "w", encoding="utf-8") as f:
-        f.writelines(f"{word}\t{n}\n" for word, n in sorted(counts.items()) if word not in " \t\n" and "\r" not in word)
+        f.writelines(f"{word}\t{n}\n" for word, n in sorted(counts.items())
+                     if word not in " \t\n" and "\r" not in word)
     try:
-        with chdir(folder):  # the file records its inputs' paths: the same text must give the same file anywhere
+        with chdir(folder):  # the file records its inputs' paths: the same text gives the same file anywhere
             sentencepiece.SentencePieceTrainer.train(
                 input=words, input_format="tsv", model_prefix="tokenizer", model_type="bpe",
                 vocab_size=cfg.vocab_size, normalization_rule_name="nfkc", remove_extra_whitespaces=False,
@@ -358,75 +381,80 @@ def clean(block, text):
 
 # --- encoding -------------------------------------------------------------------------------------
 
-def write_shards(cfg, folder, blocks, run, tokenizer):
+def write_shards(cfg, folder, blocks, map_blocks, tokenizer):
     """Encode all blocks into shards, in order, and return what meta.json says."""
     if cfg.bos != "none" and tokenizer.bos is None:
         sys.exit(f"error: --bos={cfg.bos} needs a tokenizer with a beginning-of-text token")
-    shards, words, dropped, sources = [], {}, 0, {}
+    encoder.cache_clear()  # the file may be another than the last one of its name
     encode = partial(encode_block, tokenizer_file=tokenizer.file, bos=cfg.bos)
-    file = None
-    for block, (tokens, n_words, n_dropped) in zip(blocks, run(encode, blocks, "encoding")):
+    shards, words, sources, dropped = [], defaultdict(Counter), defaultdict(dict), 0
+    for block, (tokens, n_words, n_dropped) in zip(blocks, map_blocks(encode, blocks, "encoding")):
+        split, source = block.split, block.source
         dropped += n_dropped
-        by_source = words.setdefault(block.split, {})
-        by_source[block.source] = by_source.get(block.source, 0) + n_words
-        while tokens:
-            if not shards or shards[-1]["split"] != block.split or shards[-1]["tokens"] == SHARD_TOKENS:
-                index = sum(s["split"] == block.split for s in shards)
-                shards.append(dict(split=block.split, file=f"{block.split}_{index:05d}.bin", tokens=0,
-                                   sha256=hashlib.sha256()))
-                if file:
-                    file.close()
-                file = open(os.path.join(folder, shards[-1]["file"]), "wb")
-            room = (SHARD_TOKENS - shards[-1]["tokens"]) * DTYPE.itemsize
-            part, tokens = tokens[:room], tokens[room:]
-            file.write(part)
-            shards[-1]["sha256"].update(part)
-            shards[-1]["tokens"] += len(part) // DTYPE.itemsize
-            sources.setdefault(block.split, {})[block.source] = sum(s["tokens"] for s in shards if s["split"] == block.split)
-    if not any(s["split"] == "train" for s in shards) or not any(s["split"] == "val" for s in shards):
+        words[split][source] += n_words
+        if tokens:
+            append_tokens(folder, shards, split, tokens)
+            sources[split][source] = sum(s["tokens"] for s in shards if s["split"] == split)
+    if not {"train", "val"} <= {s["split"] for s in shards}:
         sys.exit("error: nothing is left of the training or validation text after cleaning")
-    file.close()
     for s in shards:
         flush_to_disk(os.path.join(folder, s["file"]))
         s["bytes"], s["sha256"] = s["tokens"] * DTYPE.itemsize, s["sha256"].hexdigest()
     if dropped:
-        print(f"notice: {dropped:,} bytes have no token and were dropped: the tokenizer was trained without them")
+        print(f"notice: {dropped:,} bytes have no token and were dropped: "
+              "the tokenizer was trained without them")
+    no_matter = ("data_dir", "input_dir", "workers", "overwrite", "verify")  # to the tokens
     return dict(
-        format_version=FORMAT_VERSION, vocab_size=tokenizer.vocab_size, tokenizer=os.path.basename(tokenizer.file),
-        tokenizer_sha256=sha256(tokenizer.file), pad=tokenizer.pad, bos=tokenizer.bos, eos=tokenizer.eos,
-        options={k: v for k, v in asdict(cfg).items() if k not in ("data_dir", "input_dir", "workers", "overwrite", "verify")},
+        format_version=FORMAT_VERSION, vocab_size=tokenizer.vocab_size,
+        tokenizer=os.path.basename(tokenizer.file), tokenizer_sha256=sha256(tokenizer.file),
+        pad=tokenizer.pad, bos=tokenizer.bos, eos=tokenizer.eos,
+        options={k: v for k, v in asdict(cfg).items() if k not in no_matter},
         cleaners={b.source: CLEANERS.get(b.source, unchanged).__name__ for b in blocks},
         git_revision=git_revision(), words=words, shards=shards,
-        sources=sources)  # split -> source -> the token its text ends before: a split is its sources one after the other
+        sources=sources)  # split -> source -> the token its text ends before: a split is source after source
+
+
+def append_tokens(folder, shards, split, tokens):
+    """Put tokens at the end of the last shard and, when that is full or another split's, of new ones."""
+    while tokens:
+        if not shards or shards[-1]["split"] != split or shards[-1]["tokens"] == SHARD_TOKENS:
+            name = f"{split}_{sum(s['split'] == split for s in shards):05d}.bin"
+            shards.append(dict(split=split, file=name, tokens=0, sha256=hashlib.sha256()))
+        shard = shards[-1]
+        room = (SHARD_TOKENS - shard["tokens"]) * DTYPE.itemsize
+        part, tokens = tokens[:room], tokens[room:]
+        with open(os.path.join(folder, shard["file"]), "ab") as f:
+            f.write(part)
+        shard["sha256"].update(part)
+        shard["tokens"] += len(part) // DTYPE.itemsize
 
 
 def encode_block(block, tokenizer_file, bos):
-    """The block's tokens as little-endian uint16 bytes, its number of words after cleaning, and of bytes dropped."""
+    """The block's tokens as little-endian uint16 bytes, its words after cleaning, and the bytes dropped."""
     tokenizer, encode, bos_token = encoder(tokenizer_file)
     before = tokenizer.dropped
     text, at_start = read_block(block)
     if bos == "document":
-        parts = [(new, clean(block, part)) for new, part in split_documents(text, block.headings, at_start)]
+        documents = split_documents(text, block.headings, at_start)
+        parts = [(new, clean(block, part)) for new, part in documents]
     elif bos == "line":
-        parts = [(bool(line.strip()), line) for line in re.findall(r"[^\n]*\n|[^\n]+", clean(block, text))]
+        lines = re.findall(r"[^\n]*\n|[^\n]+", clean(block, text))
+        parts = [(bool(line.strip()), line) for line in lines]
     else:
         parts = [(False, clean(block, text))]
-    out = [token for new, part in parts for token in ([bos_token, encode(part)] if new else [encode(part)])]
-    return b"".join(out), sum(len(part.split()) for _, part in parts), tokenizer.dropped - before
+    tokens = b"".join(bos_token + encode(part) if new else encode(part) for new, part in parts)
+    return tokens, sum(len(part.split()) for _, part in parts), tokenizer.dropped - before
 
 
-_encoders = {}  # of this process: it keeps the words it has met
-
-
+@cache
 def encoder(tokenizer_file):
-    """(tokenizer, text -> bytes, the BOS token as bytes) of a tokenizer file."""
-    if tokenizer_file not in _encoders:
-        tokenizer = load_tokenizer(tokenizer_file)
-        words = WordTokens(tokenizer)
-        by_word = lambda text: b"".join(map(words.__getitem__, WORDS.findall(text)))
-        encode = by_word if tokenizer.splits_at_blanks() else words.tokens
-        _encoders[tokenizer_file] = tokenizer, encode, b"" if tokenizer.bos is None else DTYPE.type(tokenizer.bos).tobytes()
-    return _encoders[tokenizer_file]
+    """(tokenizer, text -> bytes, the BOS token as bytes) of a tokenizer file, made once per process: it keeps
+    the words it has met."""
+    tokenizer = load_tokenizer(tokenizer_file)
+    words = WordTokens(tokenizer)
+    by_word = lambda text: b"".join(map(words.__getitem__, WORDS.findall(text)))
+    encode = by_word if tokenizer.splits_at_blanks() else words.tokens
+    return tokenizer, encode, b"" if tokenizer.bos is None else DTYPE.type(tokenizer.bos).tobytes()
 
 
 class WordTokens(dict):
@@ -449,8 +477,8 @@ class WordTokens(dict):
 
 @contextmanager
 def worker_map(cfg, blocks):
-    """`with worker_map(cfg, blocks) as run: run(function, blocks, title)` maps in order, over worker
-    processes where there is enough text to pay for them."""
+    """`with worker_map(cfg, blocks) as map_blocks: map_blocks(function, blocks, title)` maps in order, over
+    worker processes where there is enough text to pay for them."""
     workers = min(cfg.workers or os.cpu_count(), len(blocks))
     if workers < 2 or sum(b.end - b.start for b in blocks) < 4 * BLOCK_BYTES:
         yield partial(with_progress, map)
@@ -466,7 +494,7 @@ def with_progress(map_in_order, function, blocks, title):
             for block, result in zip(blocks, map_in_order(function, blocks)):
                 yield result
                 bar.update(block.end - block.start)
-        except ValueError as e:  # read_block's: file and byte
+        except UnicodeError as e:  # read_block's: file and byte
             sys.exit(f"error: {e}")
 
 
@@ -482,7 +510,8 @@ def report(data_dir, meta):
 OFFICIAL = {  # year -> {archive: address}; 2024's addresses are asked of the archive's listing
     "2023": {"babylm_data.zip": "https://github.com/babylm/babylm.github.io/raw/main/babylm_data.zip"},
     "2024": "https://api.osf.io/v2/nodes/ad7qg/files/osfstorage/",
-    "2025": {"train_10M.zip": "https://osf.io/download/y7djq/", "train_100M.zip": "https://osf.io/download/ywea7/",
+    "2025": {"train_10M.zip": "https://osf.io/download/y7djq/",
+             "train_100M.zip": "https://osf.io/download/ywea7/",
              "dev.zip": "https://osf.io/download/uyd7v/", "test.zip": "https://osf.io/download/ftwu3/"},
 }
 
@@ -490,40 +519,44 @@ OFFICIAL = {  # year -> {archive: address}; 2024's addresses are asked of the ar
 def download(year, track, folder):
     """Fetch and unpack the official archives of `year` that `track` needs into `folder`."""
     os.makedirs(folder, exist_ok=True)
-    other = "100M" if track == "10M" else "10M"
-    archives = OFFICIAL[year]
+    not_needed = "train_100M.zip" if track == "10M" else "train_10M.zip"
+    archives, digests = OFFICIAL[year], {}
     try:
         if isinstance(archives, str):
-            archives = list_osf(archives, "text_data")
+            archives, digests = list_osf(archives, "text_data")
         for name, address in archives.items():
-            if name != f"train_{other}.zip":
-                address, digest = address if isinstance(address, tuple) else (address, None)
+            if name != not_needed:
                 path = os.path.join(folder, name)
-                fetch(address, path, digest)
-                try:
-                    with zipfile.ZipFile(path) as z:
-                        z.extractall(folder)
-                except zipfile.BadZipFile:
-                    os.replace(path, path + ".bad")  # so that the next try fetches it again
-                    raise ValueError(f"{address} is not a zip archive; see {path}.bad")
+                fetch(address, path, digests.get(name))
+                unpack(path, folder, address)
     except (OSError, ValueError, KeyError, zipfile.BadZipFile, http.client.HTTPException) as e:
-        sys.exit(f"error: download of {year} failed ({e}); the archives can also be fetched by hand and unpacked "
-                 f"into {folder}")
+        sys.exit(f"error: download of {year} failed ({e}); the archives can also be fetched by hand "
+                 f"and unpacked into {folder}")
+
+
+def unpack(path, folder, address):
+    try:
+        with zipfile.ZipFile(path) as z:
+            z.extractall(folder)
+    except zipfile.BadZipFile:
+        os.replace(path, path + ".bad")  # so that the next try fetches it again
+        raise ValueError(f"{address} is not a zip archive; see {path}.bad")
 
 
 def list_osf(address, folder):
-    """{archive: (address, SHA-256)} of a folder of an OSF project, by its public listing."""
+    """{archive: address} and {archive: SHA-256} of a folder of an OSF project, by its public listing."""
     def entries(url):
         while url:
             with urllib.request.urlopen(url, timeout=60) as r:
                 page = json.load(r)
             yield from page["data"]
             url = page["links"].get("next")
-    for e in entries(address):
-        if e["attributes"]["name"] == folder:
-            return {f["attributes"]["name"]: (f["links"]["download"], f["attributes"]["extra"]["hashes"]["sha256"])
-                    for f in entries(e["relationships"]["files"]["links"]["related"]["href"])
-                    if f["attributes"]["name"].endswith(".zip")}
+    for entry in entries(address):
+        if entry["attributes"]["name"] == folder:
+            files = list(entries(entry["relationships"]["files"]["links"]["related"]["href"]))
+            archives = {f["attributes"]["name"]: f for f in files if f["attributes"]["name"].endswith(".zip")}
+            return ({name: f["links"]["download"] for name, f in archives.items()},
+                    {name: f["attributes"]["extra"]["hashes"]["sha256"] for name, f in archives.items()})
     raise ValueError(f"no {folder} at {address}")
 
 
@@ -538,8 +571,8 @@ def fetch(address, path, digest=None):
         with urllib.request.urlopen(request, timeout=60) as r:
             have = have if r.status == 206 else 0  # a server that ignores Range sends all of it again
             total = have + int(r.headers.get("Content-Length") or 0)
-            with open(part, "ab" if have else "wb") as f, tqdm(
-                    total=total, initial=have, desc=os.path.basename(path), unit="B", unit_scale=True) as bar:
+            bar = tqdm(total=total, initial=have, desc=os.path.basename(path), unit="B", unit_scale=True)
+            with bar, open(part, "ab" if have else "wb") as f:
                 while data := r.read(1 << 20):
                     f.write(data)
                     bar.update(len(data))

@@ -18,7 +18,7 @@ from lib.machine import pick_device
 
 @dataclass
 class SampleConfig:
-    ckpt: tuple[str, ...] = ()  # run folder (its best checkpoint) or checkpoint folder; several: their ensemble
+    ckpt: tuple[str, ...] = ()  # run (its best checkpoint) or checkpoint folder; several: their ensemble
     prompt: str = ""            # '' = ask for prompts
     length: int = 100           # tokens to add
     temperature: float = 0.8    # 0 = always the likeliest token
@@ -34,9 +34,10 @@ def main(cfg):
     sys.stdout.reconfigure(errors="replace")  # for terminals that are not UTF-8
     for i, prompt in enumerate([cfg.prompt] if cfg.prompt else typed_prompts()):
         ids = tokenizer.encode(prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
-        if described["bos"] != "none" or not ids:  # a model trained without <s> knows it only as a last resort
+        if described["bos"] != "none" or not ids:  # a model trained without <s>: only as a last resort
             ids = [tokenizer.bos if tokenizer.bos is not None else 0] + ids
-        print(tokenizer.decode(generate(models, ids, cfg.length, cfg.temperature, cfg.top_k, cfg.seed + i)), flush=True)
+        ids = generate(models, ids, cfg.length, cfg.temperature, cfg.top_k, cfg.seed + i)
+        print(tokenizer.decode(ids), flush=True)
 
 
 def typed_prompts():
@@ -64,7 +65,8 @@ def generate(models, ids, length, temperature=1.0, top_k=0, seed=1):
             continue
         if top_k:
             z[z < z.topk(min(top_k, len(z))).values[-1]] = -torch.inf
-        ids.append(torch.multinomial(torch.softmax((z - z.max()).double() / temperature, 0), 1, generator=generator).item())
+        p = torch.softmax((z - z.max()).double() / temperature, 0)
+        ids.append(torch.multinomial(p, 1, generator=generator).item())
     return ids
 
 

@@ -6,7 +6,6 @@
 
 Every folder explains itself: sha256.json is written last and names every other file.
 """
-import json
 import os
 import re
 import shutil
@@ -18,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from lib.configurator import checked
-from lib.files import FORMAT_VERSION, flush_to_disk, read_json, sha256, write_json
+from lib.files import FORMAT_VERSION, flush_to_disk, parse_json, read_json, regular, sha256, write_json
 from lib.tokenizers import load_tokenizer
 from model import LanguageModel, ModelConfig, check_model_config
 
@@ -284,8 +283,8 @@ def damage(folder, files=None):
     """What is wrong with `files` (all of them, if not named) by the folder's sha256.json, or ''."""
     path = os.path.join(folder, "sha256.json")
     try:
-        with open(path, encoding="utf-8") as f:
-            expected = dict(json.load(f))
+        with open(regular(path), "rb") as f:
+            expected = dict(parse_json(f.read()))
     except FileNotFoundError:
         return f"{folder} is unfinished (no sha256.json)"
     except (OSError, ValueError, TypeError) as e:

@@ -24,6 +24,7 @@ def launch(main, cls=None, others=False):
     """Call main with the settings of `cls`, or else with the arguments. What the user typed or gave, and
     what the machine cuts short, ends in one line; a fault of the code, or of a change to it, keeps its
     traceback."""
+    open_streams()
     try:
         main(configure(cls, others=others) if cls else sys.argv[1:])
     except SystemExit as e:  # a name may have a line break in it
@@ -43,6 +44,20 @@ def launch(main, cls=None, others=False):
         if type(e).__name__ == "SafetensorError":  # disk full
             sys.exit(f"error: cannot write or read a checkpoint: {e} ({place(e, ROOT)})")
         raise
+
+
+def open_streams():
+    """Let nothing end because it cannot be printed: a stream that was closed at the start (a daemon's) is
+    /dev/null, and what a terminal cannot show is replaced."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(fd)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def place(e, root):
@@ -80,7 +95,7 @@ def configure(cls, argv=None, others=False):
 
 def read_config_file(path):
     """The public names a config file leaves behind, modules aside."""
-    if not os.path.isfile(path):
+    if not os.path.isfile(path):  # a pipe either
         sys.exit(f"error: no config file '{path}' (a setting is written --key=value, with no blank)")
     try:
         names = runpy.run_path(path)
@@ -139,6 +154,9 @@ def checked(types, key, value, where):
         wanted = {"str": "text", "bool": "True or False"}.get(kind.__name__, kind.__name__)
     if fits and (kind is int and not 0 <= value < 2 ** 63 or kind is float and not 0 <= value < math.inf):
         fits, wanted = False, "a finite number, 0 or more"
+    if fits and any("\udc80" <= c <= "\udcff" for v in (value if type(value) is tuple else [value])
+                    for c in str(v)) and key != "prompt":
+        fits, wanted = False, "a name in UTF-8 (rename it)"
     if not fits:
         sys.exit(f"error: {where}: '{key}' wants {wanted}, got {value!r}")
     return value

@@ -2,6 +2,7 @@
 import fcntl
 import hashlib
 import json
+import math
 import os
 import subprocess
 import sys
@@ -9,11 +10,25 @@ import sys
 FORMAT_VERSION = 1  # of data folders, checkpoints and teacher caches
 
 
+def parse_json(text):
+    """The value of a JSON text (bytes: UTF-8). ValueError too for numbers beyond any float, and for nesting
+    beyond any use."""
+    def finite(number):
+        if not math.isfinite(value := float(number)):
+            raise ValueError(f"{number} is not a finite number")
+        return value
+    try:
+        text = text.decode("utf-8") if isinstance(text, bytes) else text
+        return json.loads(text, parse_float=finite)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_json(path, keys=()):
     """The JSON object in a file, which must have `keys`."""
     try:
-        with open(path, encoding="utf-8") as f:
-            value = json.load(f)
+        with open(regular(path), "rb") as f:
+            value = parse_json(f.read())
     except (OSError, ValueError) as e:
         sys.exit(f"error: cannot read {path}: {e}")
     if not isinstance(value, dict):
@@ -26,7 +41,7 @@ def read_json(path, keys=()):
 
 def write_json(path, value):
     """Replace `path` by `value` in one step: a reader sees the old file or the new one."""
-    with open(path + ".tmp", "w", encoding="utf-8") as f:
+    with open(path + ".tmp", "w", encoding="utf-8", errors="backslashreplace") as f:  # names may not be UTF-8
         json.dump(value, f, indent=1, ensure_ascii=False)
         f.write("\n")
         f.flush()
@@ -44,9 +59,23 @@ def write_lines(path, lines):
 
 
 def check_writable(path):
-    """Exit if a file cannot be put at `path`: before hours of work, not after."""
+    """Exit if a file cannot be put at `path`, which is tried: before hours of work, not after."""
     if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or "."):
         sys.exit(f"error: cannot write {path}: a folder, or in a folder that is not there")
+    trial = f"{path}.{os.getpid()}.tmp"
+    try:
+        with open(trial, "wb") as f:
+            f.write(b"x")
+        os.remove(trial)
+    except OSError as e:
+        sys.exit(f"error: cannot write {path}: {e.strerror}")
+
+
+def regular(path):
+    """`path`, unless it is there and no regular file or link to one: a pipe would be waited for for ever."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        sys.exit(f"error: {path} is not a regular file")
+    return path
 
 
 _locks = {}  # folder -> file descriptor, held until the process ends
