@@ -104,7 +104,7 @@ class Transformer(nn.Module):
     def compile_layers(self, dynamic=False):
         """Compile each layer in place. One after another and not as a whole: layers alike compile once,
         and DDP can send a layer's gradient while the layers below it are still being differentiated."""
-        torch._dynamo.config.recompile_limit = 64  # for all models together; past it torch gives up silently
+        torch._dynamo.config.cache_size_limit = 64  # of all models together; past it torch gives up silently
         for layer in self.layers:
             layer.compile(dynamic=dynamic)
 

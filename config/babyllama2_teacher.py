@@ -1,8 +1,8 @@
 # BabyLlama-2, a teacher (section 4): 345,355,200 parameters. Train one per seed.
-# Data: python prepare.py --input_dir=babylm --data_dir=data/babylm_95 --val_fraction=0.05
-# (9.5M words to train, 0.5M to validate; the official dev set is the test set).
-#   torchrun --nproc_per_node=4 train.py config/babyllama2_teacher.py --seed=1 --out_dir=out/babyllama2_teacher1
-#   torchrun --nproc_per_node=4 train.py config/babyllama2_teacher.py --seed=2 --out_dir=out/babyllama2_teacher2
+# 9.5M words to train, 0.5M to validate; the official dev set is the test set:
+#   python prepare.py --input_dir=babylm --data_dir=data/babylm_95 --val_fraction=0.05
+#   for seed in 1 2; do torchrun --nproc_per_node=4 train.py config/babyllama2_teacher.py --seed=$seed \
+#       --out_dir=out/babyllama2_teacher$seed; done
 data_dir = "data/babylm_95"
 
 arch = "llama"

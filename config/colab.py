@@ -1,6 +1,9 @@
-# One small GPU for an evening, laid over a model's config (sizes for 15 GB of memory; its time was not measured):
+# One small GPU for an evening, laid over a model's config (sizes for 15 GB of memory; its time was not
+# measured):
 #   python train.py config/llama_16m.py config/colab.py --out_dir=out/llama_16m
-#   python distill.py config/llama_12m.py config/colab.py --teachers=out/gpt2_10m,out/llama_16m --temperature=1 --out_dir=out/student
+#   python train.py config/gpt2_10m.py config/colab.py --out_dir=out/gpt2_10m
+#   python distill.py config/llama_12m.py config/colab.py --teachers=out/gpt2_10m,out/llama_16m \
+#       --temperature=1 --out_dir=out/student
 batch_size = 32
 micro_batch_size = 32
 epochs = 4

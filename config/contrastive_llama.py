@@ -1,8 +1,9 @@
-# ContrastiveLlama-58M (Teaching Tiny Minds, section 4.3): Baby Llama with 0.39 CE + 0.39 KD + 0.22 N-pair loss on
-# hidden states, N = 32. What stands for a text, what an inner product is divided by and the projections are our choice
-# (objectives.py). The paper's scores: BLiMP 68.5, supplement 59.3.
+# ContrastiveLlama-58M (Teaching Tiny Minds, section 4.3): Baby Llama with 0.39 CE + 0.39 KD + 0.22 N-pair
+# loss on hidden states, N = 32. What stands for a text, what an inner product is divided by and the
+# projections are our choice (lib/objectives.py). The paper's scores: BLiMP 68.5, supplement 59.3.
 #   python distill.py config/contrastive_llama.py      # one process: the 32 sequences must be on one rank
-# With kl_reduction = "sequence" KL has 512 times the weight per token, and the contrast next to none; "token" gives it weight.
+# With kl_reduction = "sequence" KL has 512 times the weight per token, and the contrast next to none;
+# "token" gives it weight.
 out_dir = "out/contrastive_llama"
 
 arch = "llama"

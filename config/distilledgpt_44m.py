@@ -1,7 +1,8 @@
-# DistilledGPT-44M (Teaching Tiny Minds, section 4.2 and Table 3): GPT2-44M from GPT2-44M and Llama-60M, with Baby
-# Llama's recipe.
+# DistilledGPT-44M (Teaching Tiny Minds, section 4.2 and Table 3): GPT2-44M from GPT2-44M and Llama-60M, with
+# Baby Llama's recipe. The paper: all told 3 hours on one A5000.
+#   python train.py config/tinyminds_gpt2_44m.py
+#   python train.py config/tinyminds_llama_60m.py
 #   python distill.py config/distilledgpt_44m.py
-# after config/tinyminds_gpt2_44m.py and config/tinyminds_llama_60m.py. The paper: all told 3 hours on one A5000.
 out_dir = "out/distilledgpt_44m"
 
 arch = "gpt2"

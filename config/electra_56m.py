@@ -1,6 +1,6 @@
-# The generator of MaskedAdversarialLlama (Teaching Tiny Minds, section 4.4, "ELECTRA-56M"): a masked language model.
-# The paper gives its size alone; 15 layers of width 512 with GPT-2's blocks, 55,609,856 parameters, the rate of
-# masked tokens and the recipe (GPT2-44M's) are our choice.
+# The generator of MaskedAdversarialLlama (Teaching Tiny Minds, section 4.4, "ELECTRA-56M"): a masked
+# language model. The paper gives its size alone; 15 layers of width 512 with GPT-2's blocks, 55,609,856
+# parameters, the rate of masked tokens and the recipe (GPT2-44M's) are our choice.
 #   python train.py config/electra_56m.py
 out_dir = "out/electra_56m"
 

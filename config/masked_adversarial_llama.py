@@ -1,8 +1,10 @@
-# MaskedAdversarialLlama-58M (Teaching Tiny Minds, section 4.4): MATE-KD with equal weights for CE, KD and KD on rewritten
-# text. The paper leaves open how much is masked, how many steps each side has, and the generator's rates: 30%,
-# 10 and 100, the student's. Scores there: BLiMP 65.9, supplement 56.8.
+# MaskedAdversarialLlama-58M (Teaching Tiny Minds, section 4.4): MATE-KD with equal weights for CE, KD and
+# KD on rewritten text. The paper leaves open how much is masked, how many steps each side has, and the
+# generator's rates: 30%, 10 and 100, the student's. Scores there: BLiMP 65.9, supplement 56.8.
+#   python train.py config/electra_56m.py
+#   python train.py config/tinyminds_gpt2_44m.py
+#   python train.py config/tinyminds_llama_60m.py
 #   python distill.py config/masked_adversarial_llama.py
-# after config/electra_56m.py, config/tinyminds_gpt2_44m.py and config/tinyminds_llama_60m.py.
 out_dir = "out/masked_adversarial_llama"
 
 arch = "llama"

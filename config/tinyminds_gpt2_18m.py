@@ -1,5 +1,6 @@
-# GPT2-18M (Teaching Tiny Minds, section 4). The paper's table gives 2 layers of width 320, which with a vocabulary
-# of 16,000 are 7,668,480 parameters, not 18M; the table is built, the count is as printed by model.py.
+# GPT2-18M (Teaching Tiny Minds, section 4). The paper's table gives 2 layers of width 320, which with a
+# vocabulary of 16,000 are 7,668,480 parameters, not 18M; the table is built, the count is as printed by
+# model.py.
 #   python train.py config/tinyminds_gpt2_18m.py
 out_dir = "out/tinyminds_gpt2_18m"
 

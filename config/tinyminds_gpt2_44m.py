@@ -1,5 +1,5 @@
-# GPT2-44M (Teaching Tiny Minds, section 4), teacher and plain twin of DistilledGPT-44M. The paper's table gives
-# 2 layers of width 768, which with a vocabulary of 16,000 are 26.7M parameters, not 44M.
+# GPT2-44M (Teaching Tiny Minds, section 4), teacher and plain twin of DistilledGPT-44M. The paper's table
+# gives 2 layers of width 768, which with a vocabulary of 16,000 are 26.7M parameters, not 44M.
 #   python train.py config/tinyminds_gpt2_44m.py
 out_dir = "out/tinyminds_gpt2_44m"
 

@@ -1,4 +1,5 @@
-# Llama-20M (Teaching Tiny Minds, section 4): 2 layers of width 384; the paper gives no MLP width, 3072 makes 20.5M.
+# Llama-20M (Teaching Tiny Minds, section 4): 2 layers of width 384; the paper gives no MLP width, 3072 makes
+# 20.5M.
 #   python train.py config/tinyminds_llama_20m.py
 out_dir = "out/tinyminds_llama_20m"
 

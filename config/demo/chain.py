@@ -1,5 +1,5 @@
-# Self- and reverse-distillation in small, on what `make demo` left in demo/: nine models of three sizes, each taught by
-# the three before it. About ten minutes on one CPU core.
+# Self- and reverse-distillation in small, on what `make demo` left in demo/: nine models of three sizes, each
+# taught by the three before it. About ten minutes on one CPU core.
 #   make demo && python -m tools.study config/demo/chain.py
 _small, _medium, _large = (f"--n_embd={c} --intermediate_size={3 * c}" for c in (48, 64, 96))
 runs = [

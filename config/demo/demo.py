@@ -1,7 +1,6 @@
 # The recipe of `make demo`, shared by its four runs; sized for two CPU cores and less than a minute a run.
 # Little text (2,000 lines) and many passes over it, so that there is something for distillation to do: alone,
 # the student overfits.
-vocab_size = 600
 block_size = 128
 seq_len = 64
 batch_size = 16

@@ -1,4 +1,5 @@
-# GPT-2 teacher of `make demo`, laid over config/demo/demo.py. It learns more slowly than the Llama: more steps, higher rate.
+# GPT-2 teacher of `make demo`, laid over config/demo/demo.py. It learns more slowly than the Llama: a higher
+# rate.
 arch = "gpt2"
 n_layer = 3
 n_head = 4

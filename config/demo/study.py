@@ -1,5 +1,6 @@
-# Recipes side by side on what `make demo` left in demo/: the plain student, and the distilled one with each teacher, with both, at
-# other temperatures and weights of CE, and with the published reduction of KL. About a minute a run on one CPU core.
+# Recipes side by side on what `make demo` left in demo/: the plain student, and the distilled one with each
+# teacher, with both, at other temperatures and weights of CE, and with the published reduction of KL. About a
+# minute a run on one CPU core.
 #   make demo && python -m tools.study config/demo/study.py --seeds=1,2,3
 _distilled = "config/demo/student.py --temperature=1"
 _both = f"{_distilled} demo/gpt2 demo/llama"

@@ -1,6 +1,7 @@
-# Baby Llama's fine-tuning (its table 3, 2023 pipeline: validation every so many steps, patience in validations). The paper trains MNLI-mm
-# by itself; here the model chosen on mnli is scored on mnli-mm, as since 2024; the last step is validated
-# too, which the 2023 pipeline did not. A schedule without warm-up down to 0, as the pipeline's.
+# Baby Llama's fine-tuning (its table 3, 2023 pipeline: validation every so many steps, patience in
+# validations). The paper trains MNLI-mm by itself; here the model chosen on mnli is scored on mnli-mm, as
+# since 2024; the last step is validated too, which the 2023 pipeline did not. A schedule without warm-up
+# down to 0, as the pipeline's.
 #   python -m tools.finetune config/glue/babyllama.py --ckpt=out/babyllama --data=glue_filtered
 per_task = [
     "cola --learning_rate=4e-5 --epochs=3 --eval_interval=20",

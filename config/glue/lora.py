@@ -1,5 +1,5 @@
-# The 2024 pipeline's LoRA script, which Teaching Tiny Minds used: rank 8 on queries and values, the head in full, the epoch
-# of least validation loss, no early stopping.
+# The 2024 pipeline's LoRA script, which Teaching Tiny Minds used: rank 8 on queries and values, the head in
+# full, the epoch of least validation loss, no early stopping.
 #   python -m tools.finetune config/glue/lora.py --ckpt=out/distilledgpt_44m --data=glue_filtered
 tasks = ["cola", "sst2", "mrpc", "qqp", "mnli", "qnli", "rte", "boolq", "multirc", "wsc"]
 lora_rank = 8

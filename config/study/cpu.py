@@ -1,4 +1,5 @@
-# Plain and distilled students on real text over seeds, as far as two CPU cores get in half an hour: 300 steps of 8 x 128 tokens each, one teacher.
+# Plain and distilled students on real text over seeds, as far as two CPU cores get in half an hour: 300
+# steps of 8 x 128 tokens each, one teacher.
 #   python train.py config/llama_16m.py config/cpu.py --max_iters=700 --out_dir=out/llama_16m
 #   python -m tools.study config/study/cpu.py --seeds=1,2,3
 runs = [
