@@ -138,7 +138,8 @@ def evaluate(logits, val, cfg, machine):
     """Mean cross-entropy, nats per token, over this rank's chunks val (n, T + 1) and all other ranks', of
     `logits(batch)`: (B, T, V). Of a masked language model over the same masked tokens each time."""
     total = torch.zeros(2, dtype=torch.float64, device=machine.device)  # sum, count
-    rows = min(machine.micro_batch, max(1, 2048 // cfg.seq_len))  # bounds the memory of the logits
+    rows = max(1, machine.positions(2048) // cfg.seq_len)  # bounds the memory of the logits
+    rows = min(machine.micro_batch, rows)
     for i in range(0, len(val), rows):
         batch = to_batch(val[i:i + rows], machine.device)
         y = batch.y

@@ -180,7 +180,7 @@ class Keeper:
         if machine.rank > 0:
             return
         n, rows, width = model.n_params(), machine.micro_batch * cfg.seq_len, 2 if machine.bf16 else 4
-        logits = 3 * 4 * cfg.vocab_size * (min(cfg.loss_chunk, rows) or rows)
+        logits = 3 * 4 * cfg.vocab_size * (min(machine.positions(cfg.loss_chunk), rows) or rows)
         activations = rows * cfg.n_layer * (10 * cfg.n_embd + 4 * cfg.intermediate_size) * width + logits
         print(f"parameters: {n:,} ({cfg.arch})")
         print(f"tokens per epoch: {(data.starts[-1] - data.starts[-2]) * cfg.batch_size * cfg.seq_len:,}"
