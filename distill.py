@@ -27,6 +27,7 @@ from lib.checkpoints import (
 from lib.chunked_loss import chunked_loss
 from lib.configurator import launch, need
 from lib.data import evaluate
+from lib.machine import record
 from lib.objectives import adversarial_loss, contrastive_loss, projections
 from lib.runs import Keeper, spare
 from lib.teacher_cache import cached_teachers, check_cache
@@ -55,6 +56,10 @@ def main(cfg):
     machine, data = start(cfg)
     need(cfg, n_pairs=(not cfg.contrastive or cfg.n_pairs > 1 and machine.micro_batch % cfg.n_pairs == 0,
                        f"at least 2 and a divisor of one rank's sequences, {machine.micro_batch}"))
+    if cfg.generator and machine.graphs:
+        machine = machine._replace(graphs=False)
+        if machine.rank == 0:
+            print("notice: no CUDA graphs with a generator, whose texts come in other shapes")
     teachers = load_teachers(cfg, machine, data)
     loss_fn, companion, about = distill_loss, None, {}
     if cfg.contrastive:
@@ -158,7 +163,11 @@ def load_teachers(cfg, machine, data):
                     m.bfloat16()
         if machine.compile:
             model.model.compile_layers()
-        teacher = Teacher(model.requires_grad_(False), machine.dtype)
+        model.requires_grad_(False)
+        if machine.graphs:
+            with torch.no_grad():
+                record(model.model, machine, cfg)
+        teacher = Teacher(model, machine.dtype)
         teacher.weights_sha256 = described["weights_sha256"]
         teachers.append(teacher)
     return teachers

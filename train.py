@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lib.chunked_loss import chunked_loss
 from lib.configurator import launch, need
 from lib.data import Chunks
-from lib.machine import Guard, Machine, can_compile, ranks, seed_dropout, start_machine
+from lib.machine import Guard, Machine, can_compile, own_gradients, ranks, record, seed_dropout, start_machine
 from lib.objectives import climbed, masked_token_loss
 from lib.runs import Keeper, refuse_out_dir, spare, start_from
 from lib.shards import Shards
@@ -81,6 +81,7 @@ class TrainConfig(LoopConfig, ModelConfig):
     eval_chunks: int = 8192       # validation chunks, the same each time, or as many as there are; 0 = all
     keep_words: bool = False      # keep weights at 1M, 2M .. 10M, 20M .. words (the challenge since 2025)
     compile: Literal["auto", "on", "off"] = "auto"  # auto: on, but for runs of a few minutes on CPU
+    cuda_graphs: Literal["auto", "off"] = "auto"    # auto: on a GPU, one launch for all of a model's body
     loss_chunk: int = 512         # positions whose logits exist at a time (GPU: 8 times as many); 0 = all
 
 
@@ -136,8 +137,11 @@ def train(cfg, machine, data, trainee, loss_fn, keeper):
     optimizers = make_optimizers(trainee, cfg)
     guard = Guard(cfg, machine, optimizers)
     step = keeper.begin(trainee, optimizers, guard)
-    ddp = distributed(trainee, machine)
     micro_steps = cfg.batch_size // (machine.micro_batch * machine.world)
+    ddp = distributed(trainee, machine)
+    summed = machine.graphs and micro_steps > 1
+    if summed:
+        own_gradients(trainee)
 
     def forward_backward():
         """The gradient of the whole step: all micro-batches, all ranks. Returns the means of the loss and
@@ -165,7 +169,7 @@ def train(cfg, machine, data, trainee, loss_fn, keeper):
                 sums["sam_loss"] = forward_backward()["loss"]
         grad_norm = nn.utils.clip_grad_norm_(trainee.parameters(), cfg.grad_clip or math.inf)
         guard.step(step + 1, sums["loss"], grad_norm)
-        trainee.zero_grad(set_to_none=True)
+        trainee.zero_grad(set_to_none=not summed)
         step += 1
         keeper.after_step(step, sums, lr, grad_norm)
     keeper.finish(step)
@@ -243,7 +247,8 @@ def start(cfg):
         dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
     machine = Machine(device, rank, world, micro_batch, bf16)
     data = Chunks(cfg, machine, shards)
-    return machine._replace(compile=pays_to_compile(cfg, machine, data) and can_compile(device, rank)), data
+    compile = pays_to_compile(cfg, machine, data) and can_compile(device, rank)
+    return machine._replace(compile=compile, graphs=device.type == "cuda" and cfg.cuda_graphs == "auto"), data
 
 
 def check_loop_config(cfg):
@@ -279,7 +284,10 @@ def new_model(cfg, machine, data):
         start_from(cfg.init_from, model, data.meta)
     if machine.compile:
         model.model.compile_layers()
-    return model.to(machine.device)
+    model.to(machine.device)
+    if machine.graphs:
+        record(model.model, machine, cfg)
+    return model
 
 
 def model_config(cfg):

@@ -23,6 +23,7 @@ class Machine(NamedTuple):
     micro_batch: int = 16  # sequences per forward on this rank
     bf16: bool = False     # arithmetic in bfloat16
     compile: bool = False
+    graphs: bool = False   # record the models' bodies as CUDA graphs
 
     @property
     def dtype(self):
@@ -130,6 +131,35 @@ def seed_dropout(*key):
     """Make what is drawn at random from here on follow from `key`: numbers of seed, step, micro-step and
     rank."""
     torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+
+# --- CUDA graphs ----------------------------------------------------------------------------------
+
+def record(body, machine, cfg):
+    """Record a model's body as CUDA graphs, forward and backward: hundreds of launches, which a GPU waits
+    for, become two. Replayed for token ids (micro_batch, seq_len); all else goes the plain way. Head and loss stay
+    outside. Dropout draws anew at each replay, from the generator that seed_dropout seeds."""
+    x = torch.zeros(machine.micro_batch, cfg.seq_len, dtype=torch.int64, device=machine.device)
+    plain = body.forward
+    # made on this stream now, and kept, lest autograd makes them while recording and then waits between two
+    # streams for each parameter at each step
+    trained = [p for p in body.parameters() if p.requires_grad]
+    body.accumulators = [p.view_as(p).grad_fn.next_functions[0][0] for p in trained]
+    with torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.bf16, cache_enabled=False):
+        torch.cuda.make_graphed_callables(body, (x,), num_warmup_iters=11 if machine.world > 1 else 3)
+    replay = body.forward
+
+    def forward(y):
+        return replay(y) if y.shape == x.shape and y.dtype == x.dtype else plain(y)
+    body.forward = forward
+
+
+def own_gradients(module):
+    """Give each parameter a gradient to add to. Else autograd keeps the first micro-step's, which lies in the
+    graph's memory, and the second's replay writes over it. To be zeroed after a step, not set to None."""
+    for p in module.parameters():
+        if p.requires_grad:
+            p.grad = torch.zeros_like(p)
 
 
 # --- what must not reach the weights --------------------------------------------------------------

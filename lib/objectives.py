@@ -123,7 +123,7 @@ def climbed(module, rho):
         norm = torch.stack([p.grad.norm() for p in params]).norm()
         for p in params:
             p += rho / (norm + 1e-12) * p.grad
-    module.zero_grad(set_to_none=True)
+    module.zero_grad(set_to_none=False)
     yield
     with torch.no_grad():
         for p, w in zip(params, before):
