@@ -31,7 +31,7 @@ from distill import Teacher, ensemble_logits, mean_logits
 from lib.checkpoints import load_ensemble, run_folder
 from lib.configurator import launch, need
 from lib.data import Batch, evaluate, validation_chunks
-from lib.files import check_writable, write_json, write_lines
+from lib.files import check_writable, parse_json, regular, write_json, write_lines
 from lib.machine import Machine, can_compile, pick_device
 from lib.shards import Shards
 from lib.tokenizers import prefix_token
@@ -98,12 +98,12 @@ def main(cfg):
         items += [json.dumps(dict(task=pair.task, line=pair.line, logp_good=good, logp_bad=bad)) + "\n"
                   for pair, (good, bad) in zip(pairs, scores)]
     result["seconds"] = round(time.perf_counter() - begin, 1)
+    if out:
+        write_json(out, result)
     if cfg.items:
         write_lines(cfg.items, items)
     if cfg.predictions:
         add_predictions(cfg.predictions, predictions)
-    if out:
-        write_json(out, result)
     print_table(cfg, result)  # last: what is written is safe from a closed pipe
     if out:
         print(f"written to {out}")
@@ -155,12 +155,12 @@ def read_pairs(folder, tokenizer, prefix, block_size):
         sys.exit(f"error: no data folder '{folder}' (name the folder that holds the .jsonl files)")
     pairs = []
     for file in sorted(f for f in os.listdir(folder) if f.endswith(".jsonl")):
-        with open(os.path.join(folder, file), "rb") as f:
+        path, task = os.path.join(folder, file), file.removesuffix(".jsonl")
+        with open(regular(path), "rb") as f:
             for n, line in enumerate(f):
-                where = f"error: {os.path.join(folder, file)}, line {n + 1}"
+                where = f"error: {path}, line {n + 1}"
                 try:
-                    row, task = json.loads(line.decode("utf-8")), file.removesuffix(".jsonl")
-                    pair = read_pair(row, task, n, tokenizer, prefix)
+                    pair = read_pair(parse_json(line), task, n, tokenizer, prefix)
                 except KeyError as e:
                     sys.exit(f"{where}: no field {e}")
                 except (ValueError, TypeError, RuntimeError) as e:  # RuntimeError: half a surrogate pair
@@ -269,11 +269,11 @@ def preferred(pairs, scores):
 def read_predictions(path):
     """What the gzipped JSON at `path` has: {} if there is no such file."""
     check_writable(path)
-    if not os.path.exists(path):
+    if not os.path.exists(regular(path)):
         return {}
     try:
-        with gzip.open(path, "rt", encoding="utf-8") as f:
-            there = json.load(f)
+        with gzip.open(path) as f:
+            there = parse_json(f.read())
         if not isinstance(there, dict) or not all(isinstance(tasks, dict) for tasks in there.values()):
             raise ValueError("not tasks by group")
         return there

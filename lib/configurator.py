@@ -27,13 +27,11 @@ def launch(main, cls=None, others=False):
     open_streams()
     try:
         main(configure(cls, others=others) if cls else sys.argv[1:])
+        finish_streams()
     except SystemExit as e:  # a name may have a line break in it
         sys.exit(e.code.replace("\n", "\\n") if isinstance(e.code, str) else e.code)
     except KeyboardInterrupt:
         sys.exit("interrupted; the same command goes on, train.py's and distill.py's with --resume")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nobody reads on: `| head`
-        sys.exit(1)
     except OSError as e:
         sys.exit(f"error: {e.filename or 'file'}: {e.strerror or e} ({place(e, ROOT)})")
     except Exception as e:
@@ -48,7 +46,8 @@ def launch(main, cls=None, others=False):
 
 def open_streams():
     """Let nothing end because it cannot be printed: a stream that was closed at the start (a daemon's) is
-    /dev/null, and what a terminal cannot show is replaced."""
+    /dev/null, what a terminal cannot show is replaced, and a full disk or closed pipe (`| head`) is told by
+    finish_streams."""
     while (fd := os.open(os.devnull, os.O_RDWR)) < 3:
         pass
     os.close(fd)
@@ -58,6 +57,25 @@ def open_streams():
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+            stream.write, stream.flush = tolerant(stream, stream.write), tolerant(stream, stream.flush)
+
+
+def tolerant(stream, method):
+    def call(*args):
+        try:
+            return method(*args)
+        except OSError as e:
+            stream.unprinted = e
+    return call
+
+
+def finish_streams():
+    """Exit if not all of the output could be printed; without a word if nobody reads on."""
+    sys.stdout.flush()
+    reason = getattr(sys.stdout, "unprinted", None)
+    if reason:
+        sys.exit(1 if isinstance(reason, BrokenPipeError) else
+                 f"error: not all could be printed: {reason.strerror}")
 
 
 def place(e, root):

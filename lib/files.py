@@ -1,4 +1,5 @@
 """Files: JSON, atomic replacement, locks, hashes, the code's revision."""
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -39,34 +40,48 @@ def read_json(path, keys=()):
     return value
 
 
-def write_json(path, value):
-    """Replace `path` by `value` in one step: a reader sees the old file or the new one."""
-    with open(path + ".tmp", "w", encoding="utf-8", errors="backslashreplace") as f:  # names may not be UTF-8
-        json.dump(value, f, indent=1, ensure_ascii=False)
-        f.write("\n")
+@contextlib.contextmanager
+def replacing(path):
+    """A text file to write, which takes the place of `path` in one step: a reader sees the old one or the new
+    one. Processes take turns; what a killed one left is written over."""
+    tmp, turn = path + ".tmp", False
+    while not turn:
+        f = open(tmp, "a", encoding="utf-8", errors="backslashreplace")  # names may not be UTF-8
+        fcntl.flock(f, fcntl.LOCK_EX)
+        turn = os.path.exists(tmp) and os.path.samestat(os.fstat(f.fileno()), os.stat(tmp))
+        if not turn:
+            f.close()
+    with f:
+        f.truncate(0)
+        yield f
         f.flush()
         os.fsync(f.fileno())
-    os.replace(path + ".tmp", path)
+        os.replace(tmp, path)
     flush_to_disk(os.path.dirname(path) or ".")
 
 
+def write_json(path, value):
+    with replacing(path) as f:
+        json.dump(value, f, indent=1, ensure_ascii=False)
+        f.write("\n")
+
+
 def write_lines(path, lines):
-    """Replace a text file by `lines`, as write_json does; several processes may do so at once."""
-    tmp = f"{path}.{os.getpid()}.tmp"
-    with open(tmp, "w", encoding="utf-8") as f:
+    with replacing(path) as f:
         f.writelines(lines)
-    os.replace(tmp, path)
 
 
 def check_writable(path):
     """Exit if a file cannot be put at `path`, which is tried: before hours of work, not after."""
-    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path) or "."):
-        sys.exit(f"error: cannot write {path}: a folder, or in a folder that is not there")
-    trial = f"{path}.{os.getpid()}.tmp"
+    if os.path.exists(path) and not os.path.isfile(path) or not os.path.isdir(os.path.dirname(path) or "."):
+        sys.exit(f"error: cannot write {path}: no regular file, or in a folder that is not there")
+    trial = path + ".trial"
     try:
         with open(trial, "wb") as f:
             f.write(b"x")
         os.remove(trial)
+    except FileNotFoundError:
+        pass  # another process tried at the same time
     except OSError as e:
         sys.exit(f"error: cannot write {path}: {e.strerror}")
 

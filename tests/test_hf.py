@@ -276,7 +276,7 @@ def test_a_card_tells_the_recipe_and_the_scores(corpus, teachers, tmp_path):
 
 def test_checkpoints_by_words_are_exported_as_revisions(data, tmp_path):
     shutil.copytree(data, tmp_path / "data")
-    edit_json(tmp_path / "data/meta.json", words={"train": {"all": 10 ** 12}})
+    edit_json(tmp_path / "data/meta.json", words={"train": {"all": 10 ** 12}, "val": {}})
     run_train(str(tmp_path / "data"), tmp_path / "run", keep_words=True, max_iters=2)
     kept = [name for name in os.listdir(tmp_path / "run") if name.startswith("chck_")]
     hf.main(["export", str(tmp_path / "run"), str(tmp_path / "hf")])

@@ -79,7 +79,7 @@ def test_sizes_are_fitted(data, tmp_path):
     runs = []
     for words in (10 ** 6, 10 ** 7, 10 ** 8):
         shutil.copytree(data, tmp_path / f"d{words}")
-        edit_json(tmp_path / f"d{words}/meta.json", words={"train": {"x": words}})
+        edit_json(tmp_path / f"d{words}/meta.json", words={"train": {"x": words}, "val": {}})
         runs.append(str(tmp_path / f"r{words}"))
         run_train(str(tmp_path / f"d{words}"), runs[-1], max_iters=2)
     figure = Figure()

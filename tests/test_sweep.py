@@ -224,9 +224,10 @@ def test_folders_of_others_and_torn_journals(cfg_of, data, tmp_path):
     with pytest.raises(SystemExit, match="holds a study"):
         sweep.main(cfg)
     (tmp_path / "sweep/results.jsonl").unlink()
-    (tmp_path / "sweep/journal.log").write_text('{"op_code": 4, "wor')
-    with pytest.raises(SystemExit, match="ends in half a line"):
-        sweep.main(cfg)
+    for text in ("{}\n", "[" * 100_000 + "\n", '{"op_code": 99}\n{"op_code": 99}\n'):
+        (tmp_path / "sweep/journal.log").write_text(text)
+        with pytest.raises(SystemExit, match="journal.log is damaged"):
+            sweep.main(cfg)
     with pytest.raises(SystemExit, match="holds a sweep"):
         study.main(study.StudyConfig(runs=(f"a {tmp_path}/small.py",), data_dir=data, out_dir=cfg.out_dir))
 

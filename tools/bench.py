@@ -27,7 +27,7 @@ import torch
 import distill
 from lib.checkpoints import point_to, save_checkpoint
 from lib.configurator import ROOT, launch, need
-from lib.files import FORMAT_VERSION, sha256, write_json
+from lib.files import FORMAT_VERSION, parse_json, sha256, write_json
 from lib.machine import can_compile, multiplies_bf16, pick_device
 from lib.shards import DTYPE, read_meta
 from lib.tokenizers import save_tiktoken
@@ -77,7 +77,8 @@ PEER_WAYS = {  # of a script that also takes --preset --steps --batch --seq
 
 
 def main(cfg):
-    need(cfg, steps=(cfg.steps, "at least 1"), repeats=(cfg.repeats, "at least 1"))
+    need(cfg, steps=(cfg.steps, "at least 1"), repeats=(cfg.repeats, "at least 1"),
+         peer=(not cfg.peer or os.path.isfile(cfg.peer), "a script"))
     if "RANK" in os.environ and not cfg.json:
         sys.exit("error: the table is made by one process; under torchrun it is --json")
     if not cfg.json:
@@ -124,15 +125,24 @@ def commands(cfg, cache):
 
 
 def measure_in_turn(ways, repeats):
-    """Name of a way -> the JSON lines that its processes printed."""
+    """Name of a way -> the JSON lines that its processes printed. Each is shown as it comes, so that nothing
+    is lost with a later one."""
     results = {name: [] for name in ways}
     for repeat in range(repeats):
         for name, argv in ways.items():
             print(f"run {repeat + 1} of {repeats}: {name}", file=sys.stderr, flush=True)
-            done = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True)
+            done = subprocess.run([sys.executable, *argv], cwd=ROOT, capture_output=True, text=True,
+                                  errors="replace")
+            printed, reason = ((text.strip().splitlines() or [""])[-1] for text in (done.stdout, done.stderr))
             if done.returncode:
-                sys.exit(f"error: '{name}' failed: {done.stderr.strip().splitlines()[-1]}")
-            results[name].append(json.loads(done.stdout.strip().splitlines()[-1]))
+                sys.exit(f"error: '{name}' failed: {reason}")
+            print(printed, file=sys.stderr, flush=True)
+            try:
+                results[name].append(parse_json(printed))
+                for key in ("tokens_per_s", "step_ms", "peak_gib"):
+                    f"{results[name][-1][key]:.2f}"
+            except (ValueError, TypeError, KeyError):
+                sys.exit(f"error: '{name}' printed no JSON line of results last: {printed[:200]!r}")
     return results
 
 
@@ -232,7 +242,7 @@ def write_data(folder, n_tokens):
               for split in ("train", "val")]
     write_json(os.path.join(folder, "meta.json"), dict(
         format_version=FORMAT_VERSION, vocab_size=VOCAB, tokenizer="tokenizer.json",
-        tokenizer_sha256=sha256(tokenizer), pad=None, options=dict(bos="none"), words=dict(train={}),
+        tokenizer_sha256=sha256(tokenizer), pad=None, options=dict(bos="none"), words=dict(train={}, val={}),
         shards=shards))
 
 

@@ -10,6 +10,7 @@ mean is over tasks), and Wilcoxon's signed-rank test over tasks (as in Teaching 
 pairs and tasks; how a recipe varies from seed to seed, only several seeds show.
 """
 import os
+import re
 import sys
 
 import numpy as np
@@ -52,17 +53,28 @@ def read_result(path):
     result = read_json(file, ["folders"])
     try:
         for folder in result["folders"].values():
-            folder["sha256"], folder["phenomena"]
-            [(row["accuracy"], row["right"]) for row in folder["tasks"].values()]
-    except (KeyError, TypeError, AttributeError):
+            for row in (folder, *folder["phenomena"].values(), *folder["tasks"].values()):
+                f"{row['accuracy']:.2f}"  # a number?
+            good = all(re.fullmatch("[01]+", right) for right in answers(folder))
+            if not (good and folder["tasks"] and folder["sha256"]):
+                raise ValueError
+    except (KeyError, TypeError, AttributeError, ValueError):
         sys.exit(f"error: {file} is damaged, or of older code; score {path} again")
     return result
 
 
+def answers(folder):
+    """Per task a digit per pair: 1 = right."""
+    return [row["right"] for row in folder["tasks"].values()]
+
+
 def check_same_pairs(name, results, paths):
     """Exit if one of the runs was scored on other pairs of data folder `name` than the first."""
+    def pairs(result):
+        folder = result["folders"][name]
+        return folder["sha256"], [*folder["tasks"], *folder["phenomena"]], list(map(len, answers(folder)))
     for result, path in zip(results, paths):
-        if result["folders"][name]["sha256"] != results[0]["folders"][name]["sha256"]:
+        if pairs(result) != pairs(results[0]):
             sys.exit(f"error: {path} was scored on other pairs of {name} than {paths[0]}")
 
 
@@ -96,8 +108,7 @@ def spread(values, digits):
 
 def right(column):
     """Per task an array (runs, pairs) of 0 and 1."""
-    return [np.array([list(map(int, scores["tasks"][task]["right"])) for scores in column])
-            for task in column[0]["tasks"]]
+    return [np.array([list(map(int, text)) for text in texts]) for texts in zip(*map(answers, column))]
 
 
 def paired_bootstrap(a, b):

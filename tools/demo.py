@@ -30,12 +30,15 @@ class DemoConfig:
 
 
 def main(cfg):
-    marker = os.path.join(cfg.dir, ".made_by_demo")
-    if not cfg.dir or os.path.exists(cfg.dir) and not os.path.exists(marker):
+    marker = ".made_by_demo"
+    there = os.listdir(cfg.dir) if os.path.isdir(cfg.dir) else []
+    if not cfg.dir or there and marker not in there or os.path.isfile(cfg.dir):
         sys.exit(f"error: dir='{cfg.dir}' is not an earlier demo; name another --dir")
-    shutil.rmtree(cfg.dir, ignore_errors=True)
-    os.makedirs(cfg.dir)
-    open(marker, "w").close()
+    os.makedirs(cfg.dir, exist_ok=True)
+    open(os.path.join(cfg.dir, marker), "w").close()
+    for name in there:
+        if name != marker:  # which a killed demo leaves, too
+            shutil.rmtree(os.path.join(cfg.dir, name), ignore_errors=True)
     write_text(cfg)
     begin = time.perf_counter()
     train_and_score(cfg.dir, f"--seed={cfg.seed}")

@@ -13,7 +13,6 @@ texts.
 Shapes: B texts, T tokens of the longest, K labels.
 """
 import glob
-import json
 import math
 import os
 import re
@@ -37,7 +36,7 @@ from lib.checkpoints import (
     weights_sha256,
 )
 from lib.configurator import check_seeds, checked, launch, need, non_defaults, parsed
-from lib.files import lock, read_json, sha256, write_json
+from lib.files import check_writable, lock, parse_json, read_json, regular, sha256, write_json
 from lib.machine import Machine, start_machine
 from lib.runs import Keeper, differences
 from model import LanguageModel
@@ -111,6 +110,7 @@ def main(cfg):
     os.makedirs(cfg.out_dir, exist_ok=True)
     lock(cfg.out_dir)
     path = os.path.join(cfg.out_dir, "results.json")
+    check_writable(path)
     results = read_results(path)
     for task, task_cfg in plan if cfg.overwrite else without_result(plan, results, path):
         seed, origin = str(task_cfg.seed), origin_of(task_cfg, task)
@@ -489,18 +489,20 @@ def read_examples(cfg, task, split, tokenizer, labels=None):
     unknown = [label for _, label in rows if label not in labels]
     if unknown:
         sys.exit(f"error: {files[0]}: label {unknown[0]!r} is not one of the training texts' {labels}")
-    if len(labels) < 2:
-        sys.exit(f"error: {files[0]}: fewer than two labels")
+    most = 3 if task.startswith("mnli") else 2  # neutral, beside true and false
+    if not 2 <= len(labels) <= most:
+        some = ", ".join(map(str, labels[:5]))
+        sys.exit(f"error: {files[0]}: {len(labels)} labels ({some}), {task} has {most}")
     return [Example(ids, labels.index(label)) for ids, label in rows], labels
 
 
 def read_rows(file, templates, tokenizer, max_length):
     """(tokens, label) of each line."""
     rows, fields = [], re.findall(r"{(\w+)}", "".join(templates))
-    with open(file, "rb") as f:
+    with open(regular(file), "rb") as f:
         for n, line in enumerate(f):
             try:
-                row = json.loads(line.decode("utf-8"))
+                row = parse_json(line)
                 for name in fields:
                     if not isinstance(row[name], str):
                         raise TypeError(f"{name} is {row[name]!r}")

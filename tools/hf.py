@@ -8,6 +8,7 @@ name: an export that would score differently is worse than none. An export of a 
 checkpoints by words seen (train.py's keep_words) has them in the subfolders chck_1M, chck_2M, ...
 """
 import base64
+import contextlib
 import os
 import re
 import shutil
@@ -15,14 +16,14 @@ import sys
 import tempfile
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
-from lib.checkpoints import load_checkpoint, point_to, save_checkpoint
-from lib.configurator import launch
-from lib.files import git_revision, read_json, sha256, write_json
+from lib.checkpoints import described_model, load_checkpoint, point_to, save_checkpoint
+from lib.configurator import checked, launch
+from lib.files import git_revision, lock, read_json, regular, sha256, write_json
 from lib.tokenizers import SentencePieceTokenizer, load_tokenizer
-from model import LanguageModel, ModelConfig
+from model import LanguageModel
 
 USAGE = "usage: python -m tools.hf export CKPT DIR, or python -m tools.hf import DIR CKPT (--help tells more)"
 
@@ -31,29 +32,46 @@ def main(argv):
     if "--help" in argv or "-h" in argv:
         print(__doc__)
     elif len(argv) == 3 and argv[0] in ("export", "import") and not any(a.startswith("-") for a in argv[1:]):
-        source, target = argv[1:]
-        if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
-            sys.exit(f"error: {target} is there already; name a new folder")
-        (export_run if argv[0] == "export" else import_folder)(source, target)
+        source, target = (checked(dict(path=str), "path", path, argv[0]) for path in argv[1:])
+        with new_folder(target) as tmp:
+            report = (export_run if argv[0] == "export" else import_folder)(source, tmp)
+        print(report.replace(tmp, target))
     else:
         sys.exit(f"error: {USAGE}")
 
 
+@contextlib.contextmanager
+def new_folder(target):
+    """A folder to fill, which becomes `target`: there whole, or not at all. What a killed command left of it
+    is deleted by the next one."""
+    parent, name = os.path.split(os.path.realpath(target))
+    tmp = os.path.join(parent, f".{name}.unfinished")
+    os.makedirs(tmp, exist_ok=True)
+    lock(tmp)
+    try:
+        if os.path.lexists(target) and not (os.path.isdir(target) and not os.listdir(target)):
+            sys.exit(f"error: {target} is there already; name a new folder")
+        if os.path.ismount(target):
+            sys.exit(f"error: {target} is a mount point; name a folder in it")
+        for left in os.listdir(tmp):
+            path = os.path.join(tmp, left)
+            shutil.rmtree(path) if os.path.isdir(path) else os.remove(path)
+        yield tmp
+        os.rename(tmp, os.path.join(parent, name))
+    except BaseException:
+        shutil.rmtree(tmp, ignore_errors=True)
+        raise
+
+
 def export_run(path, folder):
     """The checkpoint `path` means, and what its run kept by words seen, as Hugging Face folders."""
-    parent = os.path.dirname(os.path.abspath(folder))
-    os.makedirs(parent, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=parent) as tmp:  # there whole, or not at all
-        whole = os.path.join(tmp, "whole")
-        export(path, whole)
-        kept = [name for name in os.listdir(path) if re.fullmatch(r"chck_\d+M", name)]
-        for name in kept:
-            export(os.path.join(path, name), os.path.join(whole, name))
-        os.rename(whole, folder)
-    print(f"{folder}: the best checkpoint of {path}" + f" and {len(kept)} by words seen" * bool(kept))
-    if kept:
-        print("each chck_ folder is for a branch of that name: "
-              "hf upload NAME FOLDER/chck_1M . --revision=chck_1M")
+    export(path, folder)
+    kept = [name for name in os.listdir(path) if re.fullmatch(r"chck_\d+M", name)]
+    for name in kept:
+        export(os.path.join(path, name), os.path.join(folder, name))
+    return f"{folder}: the best checkpoint of {path}" + (
+        f" and {len(kept)} by words seen\neach chck_ folder is for a branch of that name: "
+        "hf upload NAME FOLDER/chck_1M . --revision=chck_1M") * bool(kept)
 
 
 def export(path, folder):
@@ -92,37 +110,33 @@ def import_folder(folder, out_dir):
     """A Hugging Face folder's model and tokenizer as checkpoint 0 of a new run folder."""
     theirs = read_json(os.path.join(folder, "config.json"), ["model_type"])
     arch = theirs["model_type"]
-    if arch not in READ:
+    if arch not in list(READ):
         sys.exit(f"error: {folder} is of type '{arch}'; model.py has gpt2 and llama")
     try:
-        cfg = ModelConfig(arch=arch, **READ[arch](theirs, folder))
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as e:
+        settings = READ[arch](theirs, folder)
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
         sys.exit(f"error: {folder}/config.json does not describe a {arch}: {type(e).__name__} {e}")
+    cfg = described_model(folder, dict(arch=arch, **settings))
     model = read_model(folder, cfg)
     with tempfile.TemporaryDirectory() as tmp:
         try:
             file = import_tokenizer(folder, tmp, cfg.vocab_size)
-        except (KeyError, TypeError, AttributeError) as e:
+        except (KeyError, TypeError, ValueError, AttributeError) as e:
             sys.exit(f"error: {folder}/tokenizer.json is not one that is understood: {type(e).__name__} {e}")
-        imported_from = theirs.get("_name_or_path") or os.path.basename(os.path.abspath(folder))
-        write_checkpoint(out_dir, model, file, imported_from)
-
-
-def write_checkpoint(out_dir, model, file, imported_from):
-    """An imported model and its tokenizer file as checkpoint 0 of a new run folder."""
-    cfg, tokenizer = model.cfg, load_tokenizer(file)
-    os.makedirs(out_dir, exist_ok=True)
-    described = dict(
-        model=vars(cfg), parameters=model.n_params(), step=0, val_ce=None, tokenizer=os.path.basename(file),
-        tokenizer_sha256=sha256(file), bos="unknown", imported_from=imported_from,
-        git_revision=git_revision(), torch=torch.__version__)
-    save_checkpoint(out_dir, "ckpt_0", model, described, file)
+        name, size = os.path.basename(file), load_tokenizer(file).vocab_size
+        if size > cfg.vocab_size:
+            sys.exit(f"error: {folder} has a tokenizer of {size} entries, a model of {cfg.vocab_size}")
+        described = dict(
+            model=vars(cfg), parameters=model.n_params(), step=0, val_ce=None, tokenizer=name,
+            tokenizer_sha256=sha256(file), bos="unknown",
+            imported_from=theirs.get("_name_or_path") or os.path.basename(os.path.abspath(folder)),
+            git_revision=git_revision(), torch=torch.__version__)
+        save_checkpoint(out_dir, "ckpt_0", model, described, file)
     point_to(out_dir, "best.json", "ckpt_0", 0, None)
-    file = os.path.join(out_dir, "ckpt_0", os.path.basename(file))
-    print(f"{out_dir}: {model.n_params():,} parameters; its data is prepared with --tokenizer={file}")
-    if tokenizer.vocab_size != cfg.vocab_size:
-        print(f"notice: the tokenizer has {tokenizer.vocab_size} entries, the model {cfg.vocab_size}: "
-              "it can be scored and sampled from, not be a teacher")
+    return (f"{out_dir}: {model.n_params():,} parameters; its data is prepared with "
+            f"--tokenizer={out_dir}/ckpt_0/{name}"
+            + (f"\nnotice: the tokenizer has {size} entries, the model {cfg.vocab_size}: "
+               "it can be scored and sampled from, not be a teacher") * (size != cfg.vocab_size))
 
 
 # --- models ---------------------------------------------------------------------------------------
@@ -164,8 +178,8 @@ def from_llama_config(theirs, folder):
         n_embd=theirs["hidden_size"], intermediate_size=theirs["intermediate_size"],
         block_size=theirs.get("max_position_embeddings", 2048),
         tie_weights=theirs.get("tie_word_embeddings", False),
-        rope_theta=float(thetas[0] if thetas else theirs.get("rope_theta", 10000.0)),
-        norm_eps=theirs.get("rms_norm_eps", 1e-6), attn_dropout=float(theirs.get("attention_dropout") or 0))
+        rope_theta=thetas[0] if thetas else theirs.get("rope_theta", 10000.0),
+        norm_eps=theirs.get("rms_norm_eps", 1e-6), attn_dropout=theirs.get("attention_dropout") or 0)
 
 
 def from_gpt2_config(theirs, folder):
@@ -181,7 +195,7 @@ def from_gpt2_config(theirs, folder):
         vocab_size=theirs["vocab_size"], n_layer=theirs["n_layer"], n_head=theirs["n_head"],
         n_embd=theirs["n_embd"], intermediate_size=theirs.get("n_inner") or 4 * theirs["n_embd"],
         block_size=theirs.get("n_positions", 1024), tie_weights=theirs.get("tie_word_embeddings", True),
-        norm_eps=theirs.get("layer_norm_epsilon", 1e-5), dropout=float(rates[0]))
+        norm_eps=theirs.get("layer_norm_epsilon", 1e-5), dropout=rates[0])
 
 
 READ = {"llama": from_llama_config, "gpt2": from_gpt2_config}
@@ -204,23 +218,55 @@ def their_weights(model):
 
 
 def read_model(folder, cfg):
-    """The folder's model, or exit at the first tensor that does not fit."""
-    weights = read_weights(folder)
+    """The folder's model, or exit at the first tensor that does not fit. Shapes are compared before anything
+    is allocated."""
+    found, shapes = {}, {}  # their names -> file and name in it; shape
+    for path in weight_files(folder):
+        with opened(path) as f:
+            for name in f.keys():
+                if re.search(r"\.attn\.(masked_)?bias$|\.inv_freq$", name):
+                    continue
+                part, ours = f.get_slice(name), name
+                if part.get_dtype() not in ("F64", "F32", "F16", "BF16"):
+                    sys.exit(f"error: {folder} cannot be represented: tensor {name} is {part.get_dtype()}")
+                if cfg.arch == "gpt2" and name != "lm_head.weight":
+                    ours = "transformer." + name.removeprefix("transformer.")
+                found[ours], shapes[ours] = (path, name), tuple(part.get_shape())
+    if cfg.tie_weights:  # some files have the table twice
+        shapes.pop("lm_head.weight", None)
+    compare_shapes(folder, cfg, shapes)
+    weights = {}
+    for path in sorted({path for path, _ in found.values()}):
+        with opened(path) as f:
+            weights |= {ours: f.get_tensor(name).float() for ours, (where, name) in found.items()
+                        if where == path and ours in shapes}
+    for name, tensor in weights.items():
+        if not tensor.isfinite().all():
+            sys.exit(f"error: {folder}: tensor {name} is not finite in float32")
     model = LanguageModel(cfg)
-    if cfg.arch == "gpt2":
-        weights = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
-        weights = from_gpt2(weights, cfg.n_layer, folder)
-    if cfg.tie_weights and "model.embed_tokens.weight" in weights:
+    weights = from_gpt2(weights, cfg.n_layer) if cfg.arch == "gpt2" else weights
+    if cfg.tie_weights:
         weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    found = {name: tuple(tensor.shape) for name, tensor in weights.items()}
+    model.load_state_dict(weights)
+    return model
+
+
+def compare_shapes(folder, cfg, found):
+    """Exit unless the folder's tensors, name -> shape, are those of the model that cfg describes."""
+    if cfg.n_layer > len(found):  # an outline of a million layers would take minutes
+        sys.exit(f"error: {folder} has {len(found)} tensors, too few for {cfg.n_layer} layers")
+    if cfg.block_size > 2 ** 20:  # of which no tensor of a Llama speaks
+        sys.exit(f"error: {folder}: {cfg.block_size} positions are more than 1048576")
+    try:
+        with torch.device("meta"):
+            wanted = {name: tuple(t.shape) for name, t in their_weights(LanguageModel(cfg)).items()}
+    except (RuntimeError, OverflowError) as e:  # of sizes that no computer has
+        sys.exit(f"error: {folder}: config.json has impossible sizes: {str(e).splitlines()[0]}")
     wrong = [name for name in {**wanted, **found} if wanted.get(name) != found.get(name)]
     if wrong:
         sys.exit(f"error: {folder} cannot be represented: tensor {wrong[0]} is "
                  f"{found.get(wrong[0], 'missing')}, model.py has {wanted.get(wrong[0], 'none')}"
                  + f"; so with {len(wrong) - 1} more" * bool(wrong[1:]))
-    model.load_state_dict(weights)
-    return model
 
 
 def gpt2_modules(n_layer):
@@ -248,43 +294,40 @@ def to_gpt2(weights, n_layer):
     return {**renamed, **weights}
 
 
-def from_gpt2(weights, n_layer, folder):
+def from_gpt2(weights, n_layer):
     renamed = {}
     for theirs, ours, conv in gpt2_modules(n_layer):
         for kind in ("weight", "bias"):
-            w = weights.pop(f"{theirs}.{kind}", None)
-            if w is None:
-                continue
-            w = w.T if conv and kind == "weight" else w
-            if len(w) % len(ours):
-                sys.exit(f"error: {folder}: tensor {theirs}.{kind} of {len(w)} rows "
-                         f"is not {len(ours)} projections")
-            for name, part in zip(ours, w.chunk(len(ours))):
-                renamed[f"{name}.{kind}"] = part.contiguous()
+            if f"transformer.{theirs}.{kind}" in weights:
+                w = weights.pop(f"transformer.{theirs}.{kind}")
+                parts = (w.T if conv and kind == "weight" else w).chunk(len(ours))
+                renamed |= {f"{name}.{kind}": part.contiguous() for name, part in zip(ours, parts)}
     return {**renamed, **weights}
 
 
-def read_weights(folder):
-    """All parameters in model.safetensors, or in the shards that its index names, in float32."""
+def weight_files(folder):
+    """model.safetensors, or the shards that its index names."""
     index, single = (os.path.join(folder, f) for f in ("model.safetensors.index.json", "model.safetensors"))
     if os.path.isfile(index):
-        files = sorted(set(read_json(index, ["weight_map"])["weight_map"].values()))
-    elif os.path.isfile(single):
-        files = ["model.safetensors"]
-    else:
-        pickled = any(f.endswith((".bin", ".pt")) for f in os.listdir(folder))
-        sys.exit(f"error: {folder} has no model.safetensors"
-                 + "; its weights are pickled, and pickle is never opened: "
-                   "save them with safetensors first" * pickled)
-    weights = {}
-    for file in files:
-        path = os.path.join(folder, os.path.basename(file))
-        try:
-            weights.update(load_file(path))
-        except (OSError, SafetensorError) as e:
-            sys.exit(f"error: cannot read {path}: {e}")
-    return {name: tensor.float() for name, tensor in weights.items()
-            if not re.search(r"\.attn\.(masked_)?bias$|\.inv_freq$", name)}
+        names = read_json(index, ["weight_map"])["weight_map"]
+        names = list(names.values()) if isinstance(names, dict) else [None]
+        if not all(isinstance(name, str) and name == os.path.basename(name) for name in names):
+            sys.exit(f"error: {index} is damaged: 'weight_map' does not name files of the folder")
+        return [os.path.join(folder, name) for name in sorted(set(names))]
+    if os.path.isfile(single):
+        return [single]
+    pickled = any(f.endswith((".bin", ".pt")) for f in os.listdir(folder))
+    sys.exit(f"error: {folder} has no model.safetensors"
+             + "; its weights are pickled, and pickle is never opened: "
+               "save them with safetensors first" * pickled)
+
+
+def opened(path):
+    """A safetensors file of which nothing is read yet."""
+    try:
+        return safe_open(regular(path), "pt")
+    except (OSError, SafetensorError) as e:
+        sys.exit(f"error: cannot read {path}: {e}")
 
 
 # --- tokenizers -----------------------------------------------------------------------------------
@@ -367,17 +410,20 @@ def import_tokenizer(folder, out_dir, vocab_size):
     left_out = [token["content"] for token in spec["added_tokens"] if token["id"] >= vocab_size]
     if left_out:
         print(f"notice: left out, beyond the model's vocabulary: {', '.join(left_out)}")
-    ranks = bytelevel_ranks(path, spec["model"], specials)
+    ranks = bytelevel_ranks(path, spec["model"], specials, vocab_size)
     missing = sum(bytes([b]) not in ranks for b in range(256))
     if missing:
         print(f"notice: {missing} of the 256 bytes have no token: text loses them, "
               "as with the tokenizers library")
-    named = {name: settings.get(f"{name}_token") for name in ("bos", "eos", "pad")}
+    named = {name: settings.get(f"{name}_token") or None for name in ("bos", "eos", "pad")}
+    named = {name: token["content"] if isinstance(token, dict) else token for name, token in named.items()}
+    if not all(isinstance(token, str | None) for token in named.values()):
+        raise TypeError(f"special tokens {named}")
     file = os.path.join(out_dir, "tokenizer.json")
     write_json(file, dict(
         name=os.path.basename(os.path.abspath(folder)), pattern=pattern, specials=specials, nfkc=nfkc,
-        **{name: token["content"] if isinstance(token, dict) else token for name, token in named.items()},
-        vocab_size=vocab_size, ranks={base64.b64encode(token).decode(): i for token, i in ranks.items()}))
+        **named, vocab_size=vocab_size,
+        ranks={base64.b64encode(token).decode(): i for token, i in ranks.items()}))
     return file
 
 
@@ -405,10 +451,13 @@ def pattern_and_nfkc(path, spec, settings):
     return patterns[0], normalizers == ["NFKC"]
 
 
-def bytelevel_ranks(path, model, specials):
+def bytelevel_ranks(path, model, specials, vocab_size):
     """bytes -> id of the tokens of tokenizer.json's model, in the order of the ids."""
     byte_of = {char: byte for byte, char in BYTE_CHAR.items()}
     vocab = {token: i for token, i in model["vocab"].items() if token not in specials}
+    ids = sorted([*vocab.values(), *specials.values()])
+    if any(a == b for a, b in zip(ids, ids[1:])) or not 0 <= ids[0] <= ids[-1] < vocab_size:
+        sys.exit(f"error: {path} cannot be represented: two tokens have one id, or one beyond the model's")
     merges = (merge if isinstance(merge, list) else merge.split(" ") for merge in model["merges"])
     merged = [vocab.get("".join(pair)) for pair in merges]
     if None in merged or merged != sorted(merged) or not all(set(token) <= byte_of.keys() for token in vocab):

@@ -10,7 +10,6 @@ Runs are run folders; scores come from the blimp.json that eval_blimp.py left in
 """
 import importlib.util
 import itertools
-import json
 import os
 import sys
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ import numpy as np
 
 from lib.checkpoints import find_checkpoint, read_checkpoint_config
 from lib.configurator import launch, need
-from lib.files import check_writable, read_json
+from lib.files import check_writable, parse_json, read_json
 from tools.compare import check_same_pairs, read_result
 from tools.study import result_rows
 
@@ -59,7 +58,8 @@ def main(cfg):
 def check_plot_config(cfg, picture, columns):
     if not importlib.util.find_spec("matplotlib"):
         sys.exit("error: plot.py needs matplotlib: pip install matplotlib")
-    check_writable(f"{cfg.out}.png")
+    for ending in ("png", "svg"):
+        check_writable(f"{cfg.out}.{ending}")
     need(cfg,
          width=(1 <= cfg.width <= 50, "between 1 and 50 inches"),
          height=(1 <= cfg.height <= 50, "between 1 and 50 inches"))
@@ -110,7 +110,7 @@ def records(run):
         sys.exit(f"error: no {path}; name a run folder")
     with open(path, errors="replace") as f:
         try:
-            rows = [dict(json.loads(line)) for line in f if line.endswith("\n")]  # the last may be cut off
+            rows = [dict(parse_json(line)) for line in f if line.endswith("\n")]  # the last may be cut off
         except (ValueError, TypeError) as e:
             sys.exit(f"error: {path} is damaged: {e}")
     if not any("ce" in row for row in rows):

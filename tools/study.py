@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 from distill import DistillConfig, teacher_dtypes
 from lib.checkpoints import checkpoint_steps, find_checkpoint, read_checkpoint_config, weights_sha256
 from lib.configurator import ROOT, check_seeds, configure, launch, non_defaults
-from lib.files import git_revision, lock, read_json, sha256, write_lines
+from lib.files import git_revision, lock, parse_json, read_json, regular, sha256, write_lines
 from lib.runs import differences
 from lib.shards import data_sha256, read_meta
 from model import check_model_config
@@ -111,7 +111,7 @@ def check_study(cfg):
 def pairs_sha256(folder):
     """Name of a folder of minimal pairs, and SHA-256 of its files."""
     files = sorted(f for f in os.listdir(folder) if f.endswith(".jsonl"))
-    listing = [(f, sha256(os.path.join(folder, f))) for f in files]
+    listing = [(f, sha256(regular(os.path.join(folder, f)))) for f in files]
     return os.path.basename(os.path.normpath(folder)), json_sha256(listing)
 
 
@@ -303,7 +303,7 @@ def train_and_score(cfg, run, pairs):
     else:
         command(run.kind, *run.argv, "--resume", nproc=cfg.nproc_per_node)
         with open(os.path.join(run.folder, "metrics.jsonl")) as f:
-            ensemble_val_ce = json.loads(f.readline()).get("ensemble_val_ce")  # its teachers'
+            ensemble_val_ce = parse_json(f.readline()).get("ensemble_val_ce")  # its teachers'
     if cfg.blimp or cfg.test_loss:
         blimp = [f"--data={','.join(cfg.blimp)}"] if cfg.blimp else []
         scores = score("blimp.json", *blimp, *(loss_on("test") if cfg.test_loss else []))
@@ -352,16 +352,16 @@ def read_results(cfg):
     if os.path.exists(os.path.join(cfg.out_dir, "journal.log")):
         sys.exit(f"error: {cfg.out_dir} holds a sweep; name another --out_dir")
     path = os.path.join(cfg.out_dir, "results.jsonl")
-    return {row["name"]: row for row in result_rows(path)} if os.path.isfile(path) else {}
+    return {row["name"]: row for row in result_rows(path)} if os.path.exists(path) else {}
 
 
 def result_rows(path):
     """The rows of a results file, each begun or done."""
     rows = []
-    with open(path, encoding="utf-8", errors="replace") as f:
+    with open(regular(path), encoding="utf-8", errors="replace") as f:
         for n, line in enumerate(f, 1):
             try:
-                row = json.loads(line)
+                row = parse_json(line)
                 good = is_begun(row) and ("val_ce" not in row or is_done(row))
             except ValueError:
                 good = False

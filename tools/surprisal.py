@@ -20,7 +20,7 @@ from distill import Teacher, ensemble_logits
 from lib.checkpoints import load_ensemble
 from lib.configurator import launch
 from lib.data import Batch
-from lib.files import check_writable
+from lib.files import check_writable, regular, write_lines
 from lib.machine import pick_device
 from lib.tokenizers import prefix_token
 
@@ -50,8 +50,7 @@ def main(cfg):
     rows += [f"{word}\t{len(found[word])}\t{sum(found[word]) / len(found[word]):.4f}\n"
              for word in (sorted(found) if wanted is None else wanted) if word in found]
     if cfg.out:
-        with open(cfg.out, "w", encoding="utf-8") as f:
-            f.writelines(rows)
+        write_lines(cfg.out, rows)
     else:
         sys.stdout.writelines(rows)
         sys.stdout.flush()
@@ -63,7 +62,7 @@ def main(cfg):
 
 def read_lines(path):
     try:
-        with open(path, encoding="utf-8") as f:
+        with open(regular(path), encoding="utf-8") as f:
             return [line for line in map(str.strip, f) if line]
     except UnicodeDecodeError as e:
         sys.exit(f"error: {path}: byte {e.start} is not UTF-8")

@@ -27,7 +27,7 @@ from typing import Literal
 from distill import DistillConfig
 from lib.checkpoints import find_checkpoint, read_checkpoint_config
 from lib.configurator import ROOT, configure, launch, need
-from lib.files import write_lines
+from lib.files import parse_json, regular, write_lines
 from lib.shards import data_sha256, read_meta
 from tools.study import differing, origin, point_out_others
 from train import TrainConfig
@@ -111,27 +111,32 @@ def open_search(cfg):
     """The optuna study in out_dir, begun if there is none."""
     import optuna
     os.makedirs(cfg.out_dir, exist_ok=True)
-    journal = os.path.join(cfg.out_dir, "journal.log")
+    journal = os.path.abspath(os.path.join(cfg.out_dir, "journal.log"))  # the lock is a link to this name
     if os.path.exists(os.path.join(cfg.out_dir, "results.jsonl")) and not os.path.exists(journal):
         sys.exit(f"error: {cfg.out_dir} holds a study; name another --out_dir")
-    if os.path.exists(journal) and not ends_in_a_line(journal):
-        sys.exit(f"error: {journal} ends in half a line: a worker died while writing it; delete that half, "
-                 "no trial is lost")
+    if os.path.exists(regular(journal)):
+        drop_half_a_line(journal)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(journal))
     samplers = dict(bayesian=optuna.samplers.TPESampler, random=optuna.samplers.RandomSampler)
     pruner = optuna.pruners.HyperbandPruner(
         min_resource=cfg.min_epochs, max_resource="auto", reduction_factor=cfg.reduction)
-    return optuna.create_study(
-        storage=storage, study_name="sweep", sampler=samplers[cfg.search](),  # every worker draws its own
-        pruner=pruner, direction="minimize", load_if_exists=True)
+    try:
+        storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(journal))
+        return optuna.create_study(
+            storage=storage, study_name="sweep", sampler=samplers[cfg.search](),  # every worker draws its own
+            pruner=pruner, direction="minimize", load_if_exists=True)
+    except (ValueError, LookupError, TypeError, AssertionError, RecursionError) as e:
+        sys.exit(f"error: {journal} is damaged ({type(e).__name__}: {e}); name another --out_dir")
 
 
-def ends_in_a_line(path):
-    with open(path, "rb") as f:
-        f.seek(0, os.SEEK_END)
-        f.seek(max(f.tell() - 1, 0))
-        return f.read() in (b"", b"\n")
+def drop_half_a_line(journal):
+    """A worker that was killed while it wrote may have left one: nobody has acted on that yet."""
+    import optuna
+    lock = optuna.storages.journal.JournalFileSymlinkLock(journal)  # a killed worker's holds for 30 s
+    lock.acquire()
+    with open(journal, "r+b") as f:
+        f.truncate(f.read().rfind(b"\n") + 1)
+    lock.release()
 
 
 def refuse_another_sweep(cfg, study, data, run_cfg, not_drawn):
@@ -257,7 +262,7 @@ def validations(folder):
     if not os.path.isfile(path):
         return []
     with open(path, errors="replace") as f:
-        rows = [json.loads(line) for line in f if line.endswith("}\n")]
+        rows = [parse_json(line) for line in f if line.endswith("}\n")]
     return [(row["epoch"], row["val_ce"]) for row in rows if "val_ce" in row]
 
 
