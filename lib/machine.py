@@ -137,8 +137,8 @@ def seed_dropout(*key):
 
 def record(body, machine, cfg):
     """Record a model's body as CUDA graphs, forward and backward: hundreds of launches, which a GPU waits
-    for, become two. Replayed for token ids (micro_batch, seq_len); all else goes the plain way. Head and loss stay
-    outside. Dropout draws anew at each replay, from the generator that seed_dropout seeds."""
+    for, become two. Replayed for token ids (micro_batch, seq_len); all else goes the plain way. Head and loss
+    stay outside. Dropout draws anew at each replay, from the generator that seed_dropout seeds."""
     x = torch.zeros(machine.micro_batch, cfg.seq_len, dtype=torch.int64, device=machine.device)
     plain = body.forward
     # made on this stream now, and kept, lest autograd makes them while recording and then waits between two

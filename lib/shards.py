@@ -13,6 +13,7 @@ import sys
 import numpy as np
 
 from lib.files import FORMAT_VERSION, read_json, sha256
+from lib.tokenizers import load_tokenizer
 
 DTYPE = np.dtype("<u2")  # a token on disk: vocabularies end at 65,536
 
@@ -47,34 +48,62 @@ class Shards:
 
 
 def read_meta(data_dir):
-    """meta.json of a finished data folder."""
+    """meta.json of a finished data folder, after all that is read of it was found good."""
     path = os.path.join(data_dir, "meta.json")
     if not os.path.isdir(data_dir):
         sys.exit(f"error: no data folder {data_dir}; make it with prepare.py")
     if not os.path.isfile(path):
         sys.exit(f"error: {data_dir} is unfinished (no meta.json); run prepare.py again")
-    meta = read_json(path, ("format_version", "vocab_size", "tokenizer", "tokenizer_sha256", "pad",
-                            "options", "shards"))
-    if not isinstance(meta["shards"], list) or not meta["shards"] or not all(map(is_shard, meta["shards"])):
-        sys.exit(f"error: {path} is damaged: 'shards' does not describe shards")
-    if (not isinstance(meta["tokenizer"], str) or not isinstance(meta["vocab_size"], int)
-            or "bos" not in dict(meta["options"] or {})):
-        sys.exit(f"error: {path} is damaged: 'tokenizer', 'vocab_size' or 'options' "
-                 "is not what prepare.py writes")
+    meta = read_json(path, ("format_version",))
     if meta["format_version"] != FORMAT_VERSION:
         sys.exit(f"error: {path} has format {meta['format_version']}, this code reads {FORMAT_VERSION}; "
                  "prepare it again")
+    for key, is_good in META.items():
+        if not is_good(meta.get(key)):
+            sys.exit(f"error: {path} is damaged: '{key}' is not what prepare.py writes")
+    if not {"train", *(s["split"] for s in meta["shards"])} <= meta["words"].keys():
+        sys.exit(f"error: {path} is damaged: 'words' lacks a split that 'shards' has")
     tokenizer = os.path.join(data_dir, meta["tokenizer"])
     if not os.path.isfile(tokenizer) or sha256(tokenizer) != meta["tokenizer_sha256"]:
         sys.exit(f"error: {tokenizer} is missing or not the tokenizer meta.json describes; "
                  f"prepare {data_dir} again")
+    has = load_tokenizer(tokenizer)
+    for key in ("vocab_size", "pad"):
+        if meta[key] != getattr(has, key):
+            sys.exit(f"error: {path} says {key}={meta[key]}, its tokenizer has {getattr(has, key)}; "
+                     f"prepare {data_dir} again")
     return meta
 
 
+def is_whole(value, least=0):
+    return type(value) is int and least <= value < 2 ** 63
+
+
+def is_file_name(value):
+    """Of a file in the folder itself: no path leads out of it."""
+    return isinstance(value, str) and value == os.path.basename(value) and value not in ("", ".", "..")
+
+
+def is_counts(value):
+    """split -> source -> a number."""
+    return isinstance(value, dict) and all(
+        isinstance(counts, dict) and all(map(is_whole, counts.values())) for counts in value.values())
+
+
 def is_shard(entry):
-    return (isinstance(entry, dict)
-            and all(isinstance(entry.get(key), str) for key in ("split", "file", "sha256"))
-            and isinstance(entry.get("tokens"), int) and entry["tokens"] > 0)
+    return (isinstance(entry, dict) and entry.get("split") in ("train", "val", "test")
+            and is_file_name(entry.get("file")) and isinstance(entry.get("sha256"), str)
+            and is_whole(entry.get("tokens"), 1))
+
+
+META = dict(  # what is read of meta.json -> is it what prepare.py writes?
+    vocab_size=lambda v: is_whole(v, 1) and v <= 65536,
+    tokenizer=is_file_name, tokenizer_sha256=lambda v: isinstance(v, str),
+    pad=lambda v: v is None or is_whole(v),
+    options=lambda v: isinstance(v, dict) and v.get("bos") in ("none", "document", "line"),
+    shards=lambda v: isinstance(v, list) and v and all(map(is_shard, v)),
+    words=is_counts,
+    sources=lambda v: v is None or is_counts(v))  # older folders have none
 
 
 def data_sha256(meta):

@@ -1,7 +1,7 @@
 """Tokenizers in a file: sentencepiece models and tiktoken's ranks."""
 import base64
-import json
 import os
+import re
 import sys
 import unicodedata
 
@@ -9,27 +9,35 @@ import regex  # tiktoken's own
 import sentencepiece
 import tiktoken
 
-from lib.files import write_json
+from lib.files import parse_json, regular, write_json
 
 
 class SentencePieceTokenizer:
-    """A sentencepiece `.model` file. Text such as '<s>' never becomes a special token."""
+    """A sentencepiece `.model` file. Text such as '<s>' never becomes a special token.
+
+    With a model as prepare.py trains them, decode(encode(text)) is NFKC(text), but for U+2581, the library's
+    sign for a blank, which comes back as one. Of characters younger than one's Unicode, Python, sentencepiece
+    and the library that reads an exported tokenizer.json (its marks end about 2017) may think differently."""
 
     dropped = 0  # what has no piece becomes bytes
 
     def __init__(self, path):
         self.file = path
         try:
-            self.sp = sentencepiece.SentencePieceProcessor(model_file=path)
+            self.sp = sentencepiece.SentencePieceProcessor()
+            with open(regular(path), "rb") as f:  # its own reading wants names in UTF-8
+                self.sp.LoadFromSerializedProto(f.read())
         except Exception:
             sys.exit(f"error: {path} is not a sentencepiece model, or is damaged")
         self.vocab_size = self.sp.vocab_size()
+        # its NFKC leaves combining marks in the order in which they stand: unicodedata's comes before it
+        self.nfkc = self.sp.normalize(" \ufb01\u2460  x\n\t y ") == "\u2581fi1\u2581\u2581x\n\t\u2581y\u2581"
         self.pad, self.bos, self.eos = (i if i >= 0 else None for i in
                                         (self.sp.pad_id(), self.sp.bos_id(), self.sp.eos_id()))
 
     def encode(self, text):
         """Token ids of `text` (after the model's normalisation), without special tokens."""
-        return self.sp.encode(text)
+        return self.sp.encode(unicodedata.normalize("NFKC", text) if self.nfkc else text)
 
     def decode(self, ids):
         return self.sp.decode([int(i) for i in ids])
@@ -43,6 +51,15 @@ class SentencePieceTokenizer:
                 and self.encode("a b") == self.encode("a") + self.encode(" b"))
 
 
+LONG_RUN = re.compile(r"(?<!\s)\s{10000}")  # of blanks: tiktoken's stack is too small for tens of them
+PATIENCE = 60  # seconds for a foreign pattern on a block of text
+
+
+def is_panic(e):
+    """A panic of tiktoken's Rust: its class is no Exception, and has no name to import."""
+    return type(e).__name__ == "PanicException"
+
+
 class TiktokenTokenizer:
     """A byte-level BPE kept in one JSON file: name, pattern, special tokens, ranks (base64); of an imported
     one (tools/hf.py) also whether text is normalised (nfkc), which specials are bos, eos and pad, and the
@@ -52,38 +69,55 @@ class TiktokenTokenizer:
     def __init__(self, path):
         self.file = path
         try:
-            with open(path, encoding="utf-8") as f:
-                spec = json.load(f)
+            with open(regular(path), "rb") as f:
+                spec = parse_json(f.read())
             self.ranks = {base64.b64decode(token): rank for token, rank in spec["ranks"].items()}
             self.pattern, self.specials = spec["pattern"], spec["specials"]
+            ids = [*self.ranks.values(), *self.specials.values()]
+            self.vocab_size = spec.get("vocab_size", max(ids) + 1)
+            if (not all(type(i) is int and 0 <= i < self.vocab_size for i in [*ids, self.vocab_size - 1])
+                    or len(set(self.ranks.values())) < len(spec["ranks"])):
+                raise ValueError("its token ids are not whole numbers below vocab_size, each there once")
+            self.bos, self.eos, self.pad = (
+                next((self.specials[name] for name in (spec.get(key), *usual) if name in self.specials), None)
+                for key, *usual in (("bos", "<s>", "<|endoftext|>"), ("eos", "</s>", "<|endoftext|>"),
+                                    ("pad", "<pad>")))
             self.bpe = tiktoken.Encoding(spec["name"], pat_str=self.pattern, mergeable_ranks=self.ranks,
                                          special_tokens=self.specials)
-        except Exception as e:
+        except BaseException as e:
+            if not isinstance(e, Exception) and not is_panic(e):
+                raise
             sys.exit(f"error: {path} is not a tokenizer file of ours, or is damaged "
                      f"({type(e).__name__}: {e})")
         self.missing = bytes(i for i in range(256) if bytes([i]) not in self.ranks)
         self.dropped = 0
         self.nfkc = spec.get("nfkc", False)
-        self.vocab_size = spec.get("vocab_size", self.bpe.n_vocab)
-        self.bos = self.special(spec.get("bos"), "<s>", "<|endoftext|>")
-        self.eos = self.special(spec.get("eos"), "</s>", "<|endoftext|>")
-        self.pad = self.special(spec.get("pad"), "<pad>")
-
-    def special(self, *names):
-        return next((self.specials[name] for name in names if name in self.specials), None)
 
     def encode(self, text):
         if self.nfkc:
             text = unicodedata.normalize("NFKC", text)
         data = text.encode()
-        if len(data.translate(None, self.missing)) == len(data):
-            return self.bpe.encode_ordinary(text)
+        if len(data.translate(None, self.missing)) == len(data) and not LONG_RUN.search(text):
+            try:
+                return self.bpe.encode_ordinary(text)
+            except BaseException as e:
+                if not is_panic(e):
+                    raise
+        return self.encode_by_word(text)
+
+    def encode_by_word(self, text):
+        """The same tokens where tiktoken panics: on a byte that it does not know, on a long run of blanks, or
+        where its pattern goes back too often."""
         ids = []
-        for piece in regex.findall(self.pattern, text):  # tiktoken panics on a byte it does not know
-            data = piece.encode()
-            kept = data.translate(None, self.missing)
-            self.dropped += len(data) - len(kept)
-            ids += self.bpe._encode_single_piece(kept) if kept else []
+        try:
+            for match in regex.finditer(self.pattern, text, timeout=PATIENCE):
+                data = match[0].encode()
+                kept = data.translate(None, self.missing)
+                self.dropped += len(data) - len(kept)
+                ids += self.bpe._encode_single_piece(kept) if kept else []
+        except (TimeoutError, regex.error) as e:
+            sys.exit(f"error: the pattern of {self.file} cannot cut {len(text):,} characters of text in "
+                     f"{PATIENCE} s ({type(e).__name__}); use another tokenizer")
         return ids
 
     def decode(self, ids):

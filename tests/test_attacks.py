@@ -182,8 +182,8 @@ def test_four_ranks_resume_to_the_same_bits(data, tmp_path):
     dict(RANK="1"), dict(WORLD_SIZE="2"), dict(RANK="0", WORLD_SIZE="2")])
 def test_half_an_environment_of_ranks(data, tmp_path, environment):
     flags = flags_of({**TINY, "data_dir": data, "out_dir": tmp_path / "r"})
-    done = subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *flags], capture_output=True, text=True,
-                          env={**os.environ, **environment})
+    done = subprocess.run([sys.executable, os.path.join(ROOT, "train.py"), *flags], capture_output=True,
+                          text=True, env={**os.environ, **environment})
     assert done.returncode == 1 and done.stderr.startswith("error: the environment has RANK=")
     assert not os.path.exists(tmp_path / "r")
 
