@@ -9,23 +9,25 @@ Input is the BabyLM layout (train_10M/*.train, dev/*.dev, test/*.test, or the 20
 babylm_dev, babylm_test) or a folder of .txt files. Output: see lib/shards.py. Text is read in blocks by
 worker processes, so memory does not grow with the corpus.
 """
-import fcntl
+import errno
 import hashlib
 import http.client
-import json
 import multiprocessing
 import os
 import re
 import shutil
 import sys
+import unicodedata
 import urllib.error
 import urllib.request
 import zipfile
 from collections import Counter, defaultdict
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import chdir, contextmanager
 from dataclasses import asdict, dataclass
 from functools import cache, partial
+from threading import Thread
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -34,7 +36,16 @@ import tiktoken
 from tqdm import tqdm
 
 from lib.configurator import launch, need
-from lib.files import FORMAT_VERSION, flush_to_disk, git_revision, sha256, write_json
+from lib.files import (
+    FORMAT_VERSION,
+    flush_to_disk,
+    git_revision,
+    lock,
+    parse_json,
+    regular,
+    sha256,
+    write_json,
+)
 from lib.shards import DTYPE, open_shard, read_meta
 from lib.tokenizers import load_tokenizer, save_tiktoken
 
@@ -61,23 +72,23 @@ BLOCK_BYTES = 4 << 20    # text read at a time
 SHARD_TOKENS = 1 << 26   # a shard file holds at most this many (128 MiB)
 HEADING = re.compile(r"^= = = (.*?) = = =[ \t\r]*$", re.MULTILINE)
 # what a data folder holds: nothing else is ever deleted
-OURS = re.compile(r"meta\.json|tokenizer\..*|words\.tsv|(train|val|test)_\d+\.bin|lock")
+OURS = re.compile(r"meta\.json(\.tmp)?|tokenizer\.(model|json)|(train|val|test)_\d+\.bin")
 
 
 def main(cfg):
     if cfg.verify:
         return verify(cfg.verify)
     check_prepare_config(cfg)
+    check_data_dir(cfg)
     if cfg.download:
         download(cfg.download, cfg.track, cfg.input_dir)
     blocks = find_blocks(cfg)
-    if os.path.exists(os.path.join(cfg.data_dir, "meta.json")) and not cfg.overwrite:
-        sys.exit(f"error: {cfg.data_dir} is already prepared; use --overwrite to replace it")
-    with unfinished_folder(cfg.data_dir) as folder:
+    with unfinished_folder(cfg) as folder:
         with worker_map(cfg, blocks) as map_blocks:
             tokenizer = get_tokenizer(cfg, folder, blocks, map_blocks)
             meta = write_shards(cfg, folder, blocks, map_blocks, tokenizer)
         write_json(os.path.join(folder, "meta.json"), meta)
+        replace_data(os.path.realpath(cfg.data_dir), folder)
     report(cfg.data_dir, meta)
 
 
@@ -92,40 +103,52 @@ def check_prepare_config(cfg):
          vocab_size=(cfg.tokenizer or 300 <= cfg.vocab_size <= 65536, "between 300 and 65536"))
 
 
+def check_data_dir(cfg):
+    """Exit unless there is nothing in the folder to make, or what may be replaced."""
+    if os.path.exists(cfg.data_dir) and not os.path.isdir(cfg.data_dir):
+        sys.exit(f"error: {cfg.data_dir} is not a folder; name another --data_dir")
+    for entry in os.scandir(cfg.data_dir) if os.path.isdir(cfg.data_dir) else ():
+        folder = entry.is_dir(follow_symlinks=False)
+        if entry.name not in (".unfinished", "lost+found") if folder else not OURS.fullmatch(entry.name):
+            sys.exit(f"error: {cfg.data_dir} holds other things than prepared data ({entry.name}); "
+                     "name another --data_dir")
+        if entry.name == "meta.json" and not cfg.overwrite:
+            sys.exit(f"error: {cfg.data_dir} is already prepared; use --overwrite to replace it")
+
+
 @contextmanager
-def unfinished_folder(data_dir):
-    """A folder beside data_dir, locked, to write into; what is whole at the end takes data_dir's place."""
-    parent, name = os.path.split(os.path.abspath(data_dir))
-    tmp, old = (os.path.join(parent, f".{name}.{state}") for state in ("unfinished", "replaced"))
-    for folder in (data_dir, tmp, old):
-        ours = os.path.isdir(folder) and all(map(OURS.fullmatch, os.listdir(folder)))
-        if os.path.lexists(folder) and not ours:
-            sys.exit(f"error: {folder} holds other things than prepared data; name another --data_dir")
-    os.makedirs(tmp, exist_ok=True)
-    with open(os.path.join(tmp, "lock"), "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            sys.exit(f"error: another prepare.py is writing {tmp}")
-        for left in os.listdir(tmp):  # by a prepare.py that was killed
-            if left != "lock":
-                os.remove(os.path.join(tmp, left))
-        yield tmp
-        os.remove(os.path.join(tmp, "lock"))
-        shutil.rmtree(old, ignore_errors=True)
-        if os.path.exists(data_dir):
-            os.rename(data_dir, old)
-        os.rename(tmp, data_dir)
-        shutil.rmtree(old, ignore_errors=True)
+def unfinished_folder(cfg):
+    """A folder to write into, in data_dir itself, which may be a link or a mount point, and is locked."""
+    folder = os.path.join(os.path.realpath(cfg.data_dir), ".unfinished")
+    os.makedirs(os.path.dirname(folder), exist_ok=True)
+    lock(os.path.dirname(folder))
+    check_data_dir(cfg)  # again: another prepare.py may have finished meanwhile
+    shutil.rmtree(folder, ignore_errors=True)  # left by one that was killed
+    os.mkdir(folder)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def replace_data(data_dir, folder):
+    """What is in `folder` takes the place of the data in data_dir. Without meta.json, which goes first and
+    comes last, it is no data."""
+    for name in os.listdir(folder):
+        flush_to_disk(os.path.join(folder, name))
+    for name in sorted(filter(OURS.fullmatch, os.listdir(data_dir)), key="meta.json".__ne__):
+        os.remove(os.path.join(data_dir, name))
+    for name in sorted(os.listdir(folder), key="meta.json".__eq__):
+        last = name == "meta.json"
+        os.rename(os.path.join(folder, name), os.path.join(data_dir, name + ".tmp" * last))
+    os.rmdir(folder)
+    os.rename(os.path.join(data_dir, "meta.json.tmp"), os.path.join(data_dir, "meta.json"))
+    flush_to_disk(data_dir)
 
 
 def verify(data_dir):
     """Exit at the first file of a data folder that is not what meta.json says."""
     meta = read_meta(data_dir)
-    vocab_size = load_tokenizer(os.path.join(data_dir, meta["tokenizer"])).vocab_size
-    if vocab_size != meta["vocab_size"]:
-        sys.exit(f"error: {data_dir}/meta.json says vocab_size={meta['vocab_size']}, "
-                 f"its tokenizer has {vocab_size}; prepare {data_dir} again")
     tokens = sum(len(open_shard(data_dir, s)) for s in meta["shards"])
     print(f"{data_dir}: tokenizer and {len(meta['shards'])} shards with {tokens:,} tokens "
           "are as meta.json says")
@@ -148,6 +171,9 @@ def find_blocks(cfg):
     """All text under input_dir as Blocks, file by file in sorted order, train first."""
     if not os.path.isdir(cfg.input_dir):
         sys.exit(f"error: no input folder '{cfg.input_dir}'")
+    if os.path.exists(os.path.join(cfg.input_dir, UNPACKING)):
+        sys.exit(f"error: {cfg.input_dir} was not unpacked to its end; use --download again, "
+                 f"or delete {UNPACKING} in it")
     files = find_files(cfg)
     has_dev = any(folder_split == "dev" for folder_split, _ in files)
     dev = "test" if cfg.val_fraction else "val"
@@ -192,7 +218,11 @@ def find_files(cfg):
 def list_files(folder, ending):
     if not os.path.isdir(folder):
         return []
-    return [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(ending)]
+    paths = [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.endswith(ending)]
+    for path in paths:
+        if not os.path.isfile(path):  # reading a pipe would wait for ever
+            sys.exit(f"error: {path} is not a regular file or a link to one")
+    return paths
 
 
 def cut_file(path, source, split, val_fraction=0.0):
@@ -227,11 +257,13 @@ def read_block(block):
         f.seek(max(block.start - 3, 0))
         before = f.read(min(block.start, 3))
         raw = f.read(block.end - block.start)
+    if len(raw) < block.end - block.start:
+        sys.exit(f"error: {block.path} became shorter while it was read")
     try:
         text = raw.decode("utf-8")
     except UnicodeDecodeError as e:
         at, byte = block.start + e.start, raw[e.start]
-        raise UnicodeError(f"{block.path}: byte {at} (0x{byte:02x}) is not UTF-8; convert the file")
+        sys.exit(f"error: {block.path}: byte {at} (0x{byte:02x}) is not UTF-8; convert the file")
     after_blank_line = not block.headings and before.endswith((b"\n\n", b"\n\r\n"))
     return chosen(text, block), block.start == 0 or after_blank_line
 
@@ -243,7 +275,8 @@ def chosen(text, block):
     lines, place = text.splitlines(keepends=True), f"{os.path.basename(block.path)}:{block.start}"
 
     def taken(piece):
-        digest = hashlib.blake2b(f"{place}:{piece}".encode(), digest_size=8).digest()
+        name = f"{place}:{piece}".encode("utf-8", "surrogateescape")
+        digest = hashlib.blake2b(name, digest_size=8).digest()
         return int.from_bytes(digest, "big") < block.share * 2 ** 64
     pieces = ["".join(lines[i:i + 32]) for i in range(0, len(lines), 32)]
     return "".join(piece for i, piece in enumerate(pieces) if taken(i))
@@ -277,7 +310,7 @@ def clean_simple_wiki(text):
 
 def clean_wikipedia(text):
     """'= = = Title = = =' becomes 'Title'; lines are stripped of blanks."""
-    return re.sub(r"^[ \t]+|[ \t]+$", "", HEADING.sub(r"\1", text), flags=re.MULTILINE)
+    return "\n".join(line.strip(" \t") for line in HEADING.sub(r"\1", text).split("\n"))
 
 
 def clean_open_subtitles(text):
@@ -297,7 +330,8 @@ def shouted(line):
 
 def recapitalised(line):
     line = re.sub(r"\bi\b", "I", line.replace("l", "I").lower())
-    return re.sub(r"(?:^|[.!?]\s)\W*\w", lambda m: m[0].upper(), line)
+    # one match takes all to the line's end where no word is left: looking from each full stop takes forever
+    return re.sub(r"(?:^|[.!?]\s)\W*(\w?)", lambda m: m[0].upper() if m[1] else m[0], line)
 
 
 def unchanged(text):
@@ -334,8 +368,8 @@ def get_tokenizer(cfg, folder, blocks, map_blocks):
         if not os.path.isfile(cfg.tokenizer):
             sys.exit(f"error: no tokenizer file '{cfg.tokenizer}' (a .model, a .json of ours, or gpt2)")
         load_tokenizer(cfg.tokenizer)  # says what is wrong with the user's file, not with our copy
-        ending = os.path.splitext(cfg.tokenizer)[1]
-        path = shutil.copy(cfg.tokenizer, os.path.join(folder, "tokenizer" + ending))
+        ending = ".json" if cfg.tokenizer.endswith(".json") else ".model"
+        path = shutil.copyfile(cfg.tokenizer, os.path.join(folder, "tokenizer" + ending))
     tokenizer = load_tokenizer(path)
     if tokenizer.vocab_size > 65536:
         sys.exit(f"error: tokenizer '{cfg.tokenizer}' has {tokenizer.vocab_size} entries; "
@@ -368,11 +402,17 @@ def train_tokenizer(cfg, path, blocks, map_blocks):
                  (f", at most {most[1]}" if most else f": {e}"))
     for name in (words, "tokenizer.vocab"):
         os.remove(os.path.join(folder, name))
-    return load_tokenizer(path)
+    try:
+        return load_tokenizer(path)
+    except SystemExit:  # sentencepiece does not look whether all was written
+        sys.exit(f"error: {path} could not be written; is the disk full?")
 
 
 def count_words(block):
-    return Counter(WORDS.findall(clean(block, read_block(block)[0])))
+    words = Counter()
+    for word, n in Counter(WORDS.findall(clean(block, read_block(block)[0]))).items():
+        words[unicodedata.normalize("NFKC", word)] += n  # as SentencePieceTokenizer encodes it
+    return words
 
 
 def clean(block, text):
@@ -398,7 +438,6 @@ def write_shards(cfg, folder, blocks, map_blocks, tokenizer):
     if not {"train", "val"} <= {s["split"] for s in shards}:
         sys.exit("error: nothing is left of the training or validation text after cleaning")
     for s in shards:
-        flush_to_disk(os.path.join(folder, s["file"]))
         s["bytes"], s["sha256"] = s["tokens"] * DTYPE.itemsize, s["sha256"].hexdigest()
     if dropped:
         print(f"notice: {dropped:,} bytes have no token and were dropped: "
@@ -442,7 +481,10 @@ def encode_block(block, tokenizer_file, bos):
         parts = [(bool(line.strip()), line) for line in lines]
     else:
         parts = [(False, clean(block, text))]
-    tokens = b"".join(bos_token + encode(part) if new else encode(part) for new, part in parts)
+    try:
+        tokens = b"".join(bos_token + encode(part) if new else encode(part) for new, part in parts)
+    except SystemExit as e:  # the tokenizer cannot, and says why
+        sys.exit(f"{e} ({block.path}, bytes {block.start} to {block.end})")
     return tokens, sum(len(part.split()) for _, part in parts), tokenizer.dropped - before
 
 
@@ -483,19 +525,26 @@ def worker_map(cfg, blocks):
     if workers < 2 or sum(b.end - b.start for b in blocks) < 4 * BLOCK_BYTES:
         yield partial(with_progress, map)
     else:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn")) as pool:
-            yield partial(with_progress, pool.map)
+        spawn = multiprocessing.get_context("spawn")
+        try:
+            with ProcessPoolExecutor(workers, spawn, initializer=end_with_parent) as pool:
+                yield partial(with_progress, pool.map)
+        except BrokenProcessPool:
+            sys.exit("error: a worker process was killed, perhaps for want of memory; use fewer --workers")
+
+
+def end_with_parent():
+    """A worker whose prepare.py was killed would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def with_progress(map_in_order, function, blocks, title):
     with tqdm(total=sum(b.end - b.start for b in blocks), desc=title, unit="B", unit_scale=True,
               disable=not sys.stderr.isatty()) as bar:
-        try:
-            for block, result in zip(blocks, map_in_order(function, blocks)):
-                yield result
-                bar.update(block.end - block.start)
-        except UnicodeError as e:  # read_block's: file and byte
-            sys.exit(f"error: {e}")
+        for block, result in zip(blocks, map_in_order(function, blocks)):
+            yield result
+            bar.update(block.end - block.start)
 
 
 def report(data_dir, meta):
@@ -515,10 +564,15 @@ OFFICIAL = {  # year -> {archive: address}; 2024's addresses are asked of the ar
              "dev.zip": "https://osf.io/download/uyd7v/", "test.zip": "https://osf.io/download/ftwu3/"},
 }
 
+UNPACKING = ".unpacking"
+# errors that are not the archive's fault
+THE_MACHINES = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EACCES, errno.EROFS, errno.EMFILE)
+
 
 def download(year, track, folder):
     """Fetch and unpack the official archives of `year` that `track` needs into `folder`."""
     os.makedirs(folder, exist_ok=True)
+    lock(folder)
     not_needed = "train_100M.zip" if track == "10M" else "train_10M.zip"
     archives, digests = OFFICIAL[year], {}
     try:
@@ -529,18 +583,31 @@ def download(year, track, folder):
                 path = os.path.join(folder, name)
                 fetch(address, path, digests.get(name))
                 unpack(path, folder, address)
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, http.client.HTTPException) as e:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, http.client.HTTPException) as e:
         sys.exit(f"error: download of {year} failed ({e}); the archives can also be fetched by hand "
                  f"and unpacked into {folder}")
 
 
 def unpack(path, folder, address):
+    """Put the archive's files into `folder`, each whole or not at all."""
+    tmp = os.path.join(folder, UNPACKING)
+    shutil.rmtree(tmp, ignore_errors=True)
+    os.mkdir(tmp)
     try:
         with zipfile.ZipFile(path) as z:
-            z.extractall(folder)
-    except zipfile.BadZipFile:
+            z.extractall(tmp)
+    except Exception as e:  # damaged, encrypted or oddly compressed: zipfile has a dozen errors for it
+        shutil.rmtree(tmp, ignore_errors=True)
+        if isinstance(e, MemoryError) or getattr(e, "errno", None) in THE_MACHINES:
+            raise
         os.replace(path, path + ".bad")  # so that the next try fetches it again
-        raise ValueError(f"{address} is not a zip archive; see {path}.bad")
+        raise ValueError(f"{address} cannot be unpacked: {type(e).__name__}: {e}; see {path}.bad")
+    for parent, _, names in os.walk(tmp):
+        target = os.path.normpath(os.path.join(folder, os.path.relpath(parent, tmp)))
+        os.makedirs(target, exist_ok=True)
+        for name in names:
+            os.replace(os.path.join(parent, name), os.path.join(target, name))
+    shutil.rmtree(tmp)
 
 
 def list_osf(address, folder):
@@ -548,7 +615,7 @@ def list_osf(address, folder):
     def entries(url):
         while url:
             with urllib.request.urlopen(url, timeout=60) as r:
-                page = json.load(r)
+                page = parse_json(r.read())
             yield from page["data"]
             url = page["links"].get("next")
     for entry in entries(address):
@@ -562,9 +629,9 @@ def list_osf(address, folder):
 
 def fetch(address, path, digest=None):
     """Download to `path`, going on where an earlier try stopped (`path`.part); checks SHA-256 if known."""
-    if os.path.exists(path):
+    if os.path.exists(regular(path)):
         return
-    part = path + ".part"
+    part = regular(path + ".part")
     have = os.path.getsize(part) if os.path.exists(part) else 0
     request = urllib.request.Request(address, headers={"Range": f"bytes={have}-"} if have else {})
     try:

@@ -223,9 +223,9 @@ def test_interrupted_prepare_leaves_nothing_that_looks_finished(corpus, tmp_path
         m.setattr(prepare, "encode_block", killed)
         with pytest.raises(KeyboardInterrupt):
             prepared(f"{corpus}/text", tmp_path / "d")
-    assert not os.path.exists(tmp_path / "d")
+    assert not os.listdir(tmp_path / "d")
     prepared(f"{corpus}/text", tmp_path / "d")
-    assert "lock" not in os.listdir(tmp_path / "d") and os.listdir(tmp_path) == ["d"]
+    assert ".unfinished" not in os.listdir(tmp_path / "d") and os.listdir(tmp_path) == ["d"]
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -410,7 +410,7 @@ def test_hostile_text_round_trips_or_is_reported(tmp_path, tokenizer, name):
         at = e.value.start
         with pytest.raises(SystemExit, match=rf"hostile.train: byte {at} \(0x{text[at]:02x}\) is not UTF-8"):
             prepared(source, tmp_path / "d", tokenizer=tokenizer)
-        assert not os.path.exists(tmp_path / "d")
+        assert not os.listdir(tmp_path / "d")
         return
     d = prepared(source, tmp_path / "d", tokenizer=tokenizer)
     expected = unicodedata.normalize("NFKC", text).replace("\u2581", " ")
@@ -482,7 +482,7 @@ def test_killed_prepare_starts_clean(corpus, tmp_path, wait):
     time.sleep(wait)
     child.kill()
     child.wait()
-    if os.path.exists(tmp_path / "d"):  # then it is whole
+    if os.path.exists(tmp_path / "d/meta.json"):  # then it is whole
         main(PrepareConfig(verify=f"{tmp_path}/d"))
     else:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
