@@ -1,15 +1,18 @@
 """Fixtures: a small corpus from the demo's grammar, prepared, and tiny teachers."""
 import pytest
 import torch
-from helpers import GPT2, VOCAB, run_train
 
+from helpers import GPT2, VOCAB, run_train  # first: it makes the project importable
+
+# isort: split
 import prepare
+from lib.machine import can_compile
 from tools import demo
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "thorough: only in `make test-all`")
-    config.addinivalue_line("markers", "slow: not in `make quick`")
+    config.addinivalue_line("markers", "slow: more than a few seconds; not in `make quick`")
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +26,10 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="session")
 def data(corpus):
     """The corpus prepared, <s> at each line."""
-    prepare.main(prepare.PrepareConfig(input_dir=f"{corpus}/text", data_dir=f"{corpus}/data", vocab_size=VOCAB, bos="line"))
-    return f"{corpus}/data"
+    folder = f"{corpus}/data"
+    prepare.main(prepare.PrepareConfig(input_dir=f"{corpus}/text", data_dir=folder, vocab_size=VOCAB,
+                                       bos="line"))
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -34,6 +39,13 @@ def teachers(data, tmp_path_factory):
     for name, change in (("gpt2", GPT2), ("llama", {}), ("gqa", dict(n_head=4, n_kv_head=2, seed=3))):
         run_train(data, str(out / name), **change)
     return [str(out / name) for name in ("gpt2", "llama", "gqa")]
+
+
+@pytest.fixture(scope="session")
+def compiler():
+    """For tests of compiled runs: skipped where torch.compile does not work."""
+    if not can_compile(torch.device("cpu")):
+        pytest.skip("torch.compile does not work on this machine")
 
 
 @pytest.fixture(autouse=True)

@@ -1,25 +1,30 @@
 """What several test files use: a tiny recipe, runs of it, and what they leave."""
+import contextlib
 import json
 import os
 import random
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
 
+import distill  # noqa: E402
 import train  # noqa: E402
 from distill import DistillConfig  # noqa: E402
-from lib.checkpoints import load_checkpoint  # noqa: E402
+from lib.checkpoints import find_resumable, load_checkpoint, load_state  # noqa: E402
+from lib.files import sha256  # noqa: E402
+from lib.shards import Shards  # noqa: E402
 from train import TrainConfig  # noqa: E402
 
 # a model and recipe of which a step takes milliseconds
 TINY = dict(n_layer=2, n_head=2, n_embd=32, intermediate_size=48, block_size=64, seq_len=32, batch_size=8,
-            epochs=1, max_iters=6, eval_interval=3, eval_chunks=16, log_interval=1, learning_rate=1e-2, warmup_iters=2,
-            device="cpu", dtype="float32", compile="off")
+            epochs=1, max_iters=6, eval_interval=3, eval_chunks=16, log_interval=1, learning_rate=1e-2,
+            warmup_iters=2, device="cpu", dtype="float32", compile="off")
 GPT2 = dict(arch="gpt2", tie_weights=True, norm_eps=1e-5, dropout=0.1)
 VOCAB = 500  # of the tests' corpus
 
@@ -37,7 +42,8 @@ def real(*names):
 
 def thorough(cases, sample):
     """All cases for `make test-all`, `sample` of them for `make test`."""
-    return [case if i < sample else pytest.param(case, marks=pytest.mark.thorough) for i, case in enumerate(cases)]
+    rest = [pytest.param(case, marks=pytest.mark.thorough) for case in cases[sample:]]
+    return [*cases[:sample], *rest]
 
 
 def train_config(data, out, **change):
@@ -52,14 +58,18 @@ def run_train(data, out, **change):
     train.main(train_config(data, out, **change))
 
 
+def run_distill(data, out, teachers, **change):
+    distill.main(distill_config(data, out, teachers=tuple(teachers), **change))
+
+
 def flags_of(settings):
     return [f"--{k}={','.join(v) if isinstance(v, (list, tuple)) else v}" for k, v in settings.items()]
 
 
-def start_torchrun(script, *args, ranks=2, **popen):
-    """A script on `ranks` processes of one thread each: the Popen."""
+def start_torchrun(script, *args, ranks=2, options=(), **popen):
+    """A script on `ranks` processes of one thread each: the Popen. options: torchrun's own."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    return subprocess.Popen([*launcher, os.path.join(ROOT, script), *args],
+    return subprocess.Popen([*launcher, *options, os.path.join(ROOT, script), *args],
                             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **popen},
                             env={**os.environ, "OMP_NUM_THREADS": "1"})
 
@@ -78,6 +88,19 @@ def records(out):
     return read_jsonl(os.path.join(out, "metrics.jsonl"))
 
 
+def validations(out):
+    """The records of a run that have a validation loss."""
+    return [record for record in records(out) if "val_ce" in record]
+
+
+def assert_same_log(a, b, keys, **tolerance):
+    """Two runs' records have the same values of `keys`, at the same steps."""
+    for one, other in zip(records(a), records(b), strict=True):
+        for key in keys:
+            assert (key in one) == (key in other), (one["step"], key)
+            assert key not in one or one[key] == pytest.approx(other[key], **tolerance), (one["step"], key)
+
+
 def read_jsonl(path):
     with open(path) as f:
         return [json.loads(line) for line in f]
@@ -85,6 +108,18 @@ def read_jsonl(path):
 
 def weights(out):
     return load_checkpoint(str(out))[0].state_dict()
+
+
+def saved_state(folder):
+    """The tensors beside the weights that a checkpoint folder resumes from."""
+    return load_state(str(folder))[0]
+
+
+def validation_tokens(data):
+    """The chunks that runs of TINY are validated on, each with the token after it."""
+    shards, length = Shards(data, "val"), TINY["seq_len"]
+    chosen = np.random.default_rng(2023).permutation((len(shards) - 1) // length)[:TINY["eval_chunks"]]
+    return shards.windows(chosen * length, length + 1)
 
 
 def assert_same(a, b, **tolerance):
@@ -105,11 +140,47 @@ def cut_short(monkeypatch, after):
     monkeypatch.setattr(train, "learning_rate", dying)
 
 
+def assert_same_run(a, b):
+    """Weights, all that a run goes on from, and metrics, bit for bit; no step twice and none missing."""
+    assert_same(weights(a), weights(b))
+    (tensors, counters), (other_tensors, other_counters) = (load_state(find_resumable(str(out)))
+                                                            for out in (a, b))
+    assert_same(tensors, other_tensors)
+    assert counters == other_counters
+    log, other_log = ([{**record, "tokens_per_s": 0} for record in records(out)] for out in (a, b))
+    assert log == other_log
+    assert [record["step"] for record in log if record["step"]] == list(range(1, counters["step"] + 1))
+
+
+@contextlib.contextmanager
+def killed_at(monkeypatch, step):
+    """The run within dies like a killed process at the beginning of that step."""
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        cut_short(patch, step)
+        yield
+
+
+def assert_resumes(run, folder, monkeypatch, step):
+    """run(out_dir, resume) into folder/whole, and into folder/cut killed at that step and resumed: the same
+    bits."""
+    run(folder / "whole", resume=False)
+    with killed_at(monkeypatch, step):
+        run(folder / "cut", resume=False)
+    assert records(folder / "cut")[-1]["step"] == step
+    run(folder / "cut", resume=True)
+    assert_same_run(folder / "whole", folder / "cut")
+
+
 def edit_json(path, **change):
     with open(path) as f:
         value = json.load(f)
     with open(path, "w") as f:
         json.dump({**value, **change}, f)
+
+
+def reseal(folder, file):
+    """Give a changed file of a checkpoint its right checksum."""
+    edit_json(os.path.join(folder, "sha256.json"), **{file: sha256(os.path.join(folder, file))})
 
 
 def write_pairs(folder, task, rows):

@@ -292,10 +292,8 @@ def test_what_the_machine_refuses_is_one_line(monkeypatch, error, message):
 
 def test_a_file_that_fails_is_named_with_the_line_that_wanted_it(monkeypatch):
     """The innermost line of ours, where the error comes from Python's own code beneath it."""
-    with open(files.__file__) as f:
-        n = next(n for n, line in enumerate(f, 1) if 'open(path + ".tmp", "w"' in line)
     line = launched(monkeypatch, lambda: files.write_json("/nowhere/x.json", {}))
-    assert line == f"error: /nowhere/x.json.tmp: No such file or directory (lib/files.py, line {n})"
+    assert re.search(r"^error: /nowhere/x.json.tmp: No such file .* \(lib/files.py, line \d+\)$", line)
     line = launched(monkeypatch, lambda: shutil.copy("/nowhere/y", "/nowhere/z"))
     assert re.search(r"^error: /nowhere/y: No such file .* \(tests/test_config.py, line \d+\)$", line)
 
@@ -319,8 +317,8 @@ def python(*args):
 TOOLS = ["-m tools." + name for name in "demo study sweep finetune plot bench surprisal".split()]
 
 
-@pytest.mark.parametrize("script", ["train.py", "distill.py", "model.py", TOOLS[0], *thorough(
-    ["prepare.py", "eval_blimp.py", "sample.py", *TOOLS[1:]], sample=1)])
+@pytest.mark.parametrize("script", ["distill.py", TOOLS[0], *thorough(
+    ["train.py", "model.py", "prepare.py", "eval_blimp.py", "sample.py", *TOOLS[1:]], sample=0)])
 def test_scripts_answer_help_and_refuse_typos(script):
     good = python(*script.split(), "--help")
     assert good.returncode == 0 and "Settings and defaults" in good.stdout

@@ -1,8 +1,9 @@
 """The loop: what must not change its result, what it leaves on disk, what it refuses."""
-import json
 import math
 import os
 import shutil
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,121 +16,247 @@ from helpers import (
     GPT2,
     TINY,
     VOCAB,
+    assert_resumes,
     assert_same,
-    cut_short,
+    assert_same_log,
     edit_json,
     records,
+    reseal,
     run_train,
     torchrun,
     train_config,
+    validation_tokens,
+    validations,
     weights,
 )
-from lib.checkpoints import load_checkpoint, load_state
+from lib.checkpoints import load_checkpoint
 from lib.data import n_chunks
-from lib.files import sha256
-from lib.shards import Shards
+from lib.files import read_json, write_json
 from lib.tokenizers import load_tokenizer
 from model import LanguageModel
 from train import TrainConfig, start
 
+T = TINY["seq_len"]
+
+
+# --- what is learned and kept ---------------------------------------------------------------------
 
 def test_it_learns_and_writes_what_it_says(data, tmp_path):
-    run_train(data, tmp_path / "r", max_iters=30, eval_interval=10, log_interval=5)
-    log = records(tmp_path / "r")
-    assert [r["step"] for r in log] == [5, 10, 15, 20, 25, 30]
-    assert log[-1]["val_ce"] < 0.8 * math.log(500) and log[-1]["tokens"] == 30 * 8 * 32
-    model, tokenizer, config = load_checkpoint(str(tmp_path / "r"))
-    assert config["val_ce"] == min(r.get("val_ce", 9) for r in log) and config["bos"] == "line"
+    run_train(data, tmp_path / "run", max_iters=30, eval_interval=10, log_interval=5)
+    log = records(tmp_path / "run")
+    assert [record["step"] for record in log] == [5, 10, 15, 20, 25, 30]
+    assert log[-1]["val_ce"] < 0.8 * math.log(VOCAB)
+    assert log[-1]["tokens"] == 30 * TINY["batch_size"] * T
+    model, _, described = load_checkpoint(str(tmp_path / "run"))
+    assert described["val_ce"] == min(record["val_ce"] for record in validations(tmp_path / "run"))
+    assert described["bos"] == "line"
     # validation loss again, by hand, in float64, one chunk at a time
-    shards = Shards(data, "val")
-    n = (len(shards) - 1) // 32
-    chosen = np.random.default_rng(2023).permutation(n)[:16]
-    chunks = torch.from_numpy(shards.windows(chosen * 32, 33))
     model.double()
-    ce = [-model(c[None, :-1])[0].log_softmax(-1)[range(32), c[1:]].mean().item() for c in chunks]
-    assert config["val_ce"] == pytest.approx(np.mean(ce), abs=1e-5)
-    last = json.load(open(tmp_path / "r" / "last.json"))
-    assert sorted(os.listdir(tmp_path / "r" / last["folder"])) == [
-        "config.json", "model.safetensors", "sha256.json", "state.json", "state.safetensors", "tokenizer.model"]
+    losses = []
+    for chunk in torch.from_numpy(validation_tokens(data)):
+        log_p = model(chunk[None, :-1])[0].log_softmax(-1)
+        losses.append(-log_p[range(T), chunk[1:]].mean().item())
+    assert described["val_ce"] == pytest.approx(np.mean(losses), abs=1e-5)
+    last = read_json(tmp_path / "run" / "last.json")
+    assert sorted(os.listdir(tmp_path / "run" / last["folder"])) == [
+        "config.json", "model.safetensors", "sha256.json", "state.json", "state.safetensors",
+        "tokenizer.model"]
 
 
-@pytest.mark.parametrize("change", [dict(micro_batch_size=2), dict(micro_batch_size=1)])
-def test_micro_batches_change_nothing(data, tmp_path, change):
+def test_the_best_and_the_last_two_are_kept(data, tmp_path, monkeypatch):
+    losses = iter([3.0, 2.0, 4.0, 2.5])
+    monkeypatch.setattr(lib.runs, "evaluate", lambda *_: next(losses))
+    run_train(data, tmp_path / "run", max_iters=8, eval_interval=2)
+    last, best = (read_json(tmp_path / "run" / pointer) for pointer in ("last.json", "best.json"))
+    assert (best["step"], best["val_ce"], last["step"]) == (4, 2.0, 8)
+    kept = sorted(name for name in os.listdir(tmp_path / "run") if name.startswith("ckpt_"))
+    assert kept == ["ckpt_4", "ckpt_6", "ckpt_8"]
+    assert "state.safetensors" not in os.listdir(tmp_path / "run" / "ckpt_4")
+    assert load_checkpoint(str(tmp_path / "run"))[2]["step"] == 4  # a run folder means its best
+
+
+def test_checkpoints_by_words_seen(data, tmp_path):
+    """chck_<n>M is the model of the first step that has seen so many words; a resumed run writes the same
+    ones."""
+    shutil.copytree(data, tmp_path / "data")
+    meta = read_json(tmp_path / "data" / "meta.json")
+    n_tokens = sum(shard["tokens"] for shard in meta["shards"] if shard["split"] == "train")
+    words = math.ceil(n_tokens * 3e6 / (8 * 32))  # each step of 8 x 32 tokens sees 3M words
+    meta["words"]["train"] = {"all": words}
+    write_json(str(tmp_path / "data" / "meta.json"), meta)
+    run_on = partial(run_train, str(tmp_path / "data"))
+
+    run_on(tmp_path / "run", keep_words=True, max_iters=8, log_interval=100)
+    kept = sorted(name for name in os.listdir(tmp_path / "run") if name.startswith("chck_"))
+    assert kept == ["chck_10M", "chck_20M", "chck_3M", "chck_6M", "chck_9M"]  # 3, 6, 9, 12, 15, 18, 21, 24
+    for name, step in (("chck_3M", 1), ("chck_9M", 3), ("chck_10M", 4), ("chck_20M", 7)):
+        assert load_checkpoint(str(tmp_path / "run" / name))[2]["step"] == step
+
+    cut = tmp_path / "cut"
+    run_on(tmp_path / "short", max_iters=4, warmup_iters=100)
+    run_on(cut, keep_words=True, max_iters=8, warmup_iters=100)
+    run_on(cut, keep_words=True, max_iters=8, warmup_iters=100, resume=True)  # nothing to do
+    shutil.rmtree(cut / "ckpt_8")
+    run_on(cut, max_iters=7, warmup_iters=100, resume=True)  # from ckpt_6
+    assert not os.path.exists(cut / "chck_20M")  # of a step that was taken back
+    assert not os.path.exists(cut / "chck_10M" / "state.json")
+    assert_same(weights(tmp_path / "short" / "ckpt_4"), weights(cut / "chck_10M"))
+
+
+def test_training_starts_from_other_weights(data, tmp_path):
+    first = str(tmp_path / "first")
+    run_train(data, first, max_iters=3)
+    run_train(data, tmp_path / "second", max_iters=1, eval_interval=1, init_from=first, learning_rate=0.0)
+    assert_same(weights(tmp_path / "second"), weights(first))
+    with pytest.raises(SystemExit, match="init_from: .* is another model .n_embd: 32 -> 48"):
+        run_train(data, tmp_path / "third", n_embd=48, init_from=first)
+
+
+@pytest.mark.slow
+def test_tensorboard_has_the_metrics(data, tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    run_train(data, tmp_path / "run", tensorboard=True)
+    events = EventAccumulator(str(tmp_path / "run"))
+    events.Reload()
+    found = [(event.step, pytest.approx(event.value, rel=1e-6)) for event in events.Scalars("val_ce")]
+    assert found == [(record["step"], record["val_ce"]) for record in validations(tmp_path / "run")]
+    run_train(data, tmp_path / "run", overwrite=True, max_iters=3)  # its files are the run's: deleted with it
+    assert not any("tfevents" in name for name in os.listdir(tmp_path / "run"))
+
+
+# --- what must not change the result --------------------------------------------------------------
+
+@pytest.mark.parametrize("size", [2, 1])
+def test_micro_batches_change_nothing(data, tmp_path, size):
     run_train(data, tmp_path / "whole")
-    run_train(data, tmp_path / "parts", **change)
-    for a, b in zip(records(tmp_path / "whole"), records(tmp_path / "parts")):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5) and a["grad_norm"] == pytest.approx(b["grad_norm"], rel=1e-4)
+    run_train(data, tmp_path / "parts", micro_batch_size=size)
+    assert_same_log(tmp_path / "whole", tmp_path / "parts", ["loss"], abs=1e-5)
+    assert_same_log(tmp_path / "whole", tmp_path / "parts", ["grad_norm"], rel=1e-4)
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "parts"), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("change", [
     dict(micro_batch_size=4, random_offset=True, **GPT2),
-    dict(dtype="bfloat16", epochs=5, batch_size=128, max_iters=9, eval_interval=4),
+    pytest.param(dict(dtype="bfloat16", epochs=5, batch_size=128, max_iters=9, eval_interval=4),
+                 marks=pytest.mark.slow),
 ])
 def test_resume_is_the_same_run_bit_for_bit(data, tmp_path, monkeypatch, change):
-    change = {"max_iters": 8, **change}
-    run_train(data, tmp_path / "whole", **change)
-    with monkeypatch.context() as m:
-        cut_short(m, 7)
-        with pytest.raises(KeyboardInterrupt):
-            run_train(data, tmp_path / "cut", **change)
-    assert records(tmp_path / "cut")[-1]["step"] == 7  # beyond its last checkpoint
-    run_train(data, tmp_path / "cut", resume=True, **change)
-    assert_same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
-    drop = lambda r: {k: v for k, v in r.items() if k != "tokens_per_s"}
-    assert list(map(drop, records(tmp_path / "whole"))) == list(map(drop, records(tmp_path / "cut")))
-    folders = [os.path.join(tmp_path / r, json.load(open(tmp_path / r / "last.json"))["folder"]) for r in ("whole", "cut")]
-    assert_same(*(load_state(f)[0] for f in folders))
+    """Killed at step 7, beyond its last checkpoint."""
+    assert_resumes(partial(run_train, data, **{"max_iters": 8, **change}), tmp_path, monkeypatch, 7)
 
 
+@pytest.mark.slow
 def test_two_ranks_equal_one(data, tmp_path):
     """torchrun on CPU: same losses as one process, data order untouched by ranks."""
-    run_train(data, tmp_path / "one", dropout=0.0, max_iters=8, eval_interval=4)
-    torchrun("train.py", data, tmp_path / "two", max_iters=8, eval_interval=4, micro_batch_size=2)
-    for a, b in zip(records(tmp_path / "one"), records(tmp_path / "two")):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
-        assert a.get("val_ce") == (pytest.approx(b["val_ce"], abs=1e-4) if "val_ce" in b else None)
-    assert_same(weights(tmp_path / "one"), weights(tmp_path / "two"), rtol=1e-3, atol=1e-3)
+    one, two = tmp_path / "one", tmp_path / "two"
+    run_train(data, one, dropout=0.0, max_iters=8, eval_interval=4)
+    torchrun("train.py", data, two, max_iters=8, eval_interval=4, micro_batch_size=2)
+    assert_same_log(one, two, ["loss", "val_ce"], abs=1e-4)
+    assert_same(weights(one), weights(two), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("compiler")
 def test_compiled_equals_plain(data, tmp_path):
-    if not train.can_compile(torch.device("cpu"), 0):
-        pytest.skip("torch.compile does not work on this machine")
     run_train(data, tmp_path / "plain", n_layer=1)
     run_train(data, tmp_path / "compiled", n_layer=1, compile="on")
-    for a, b in zip(records(tmp_path / "plain"), records(tmp_path / "compiled")):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-4)
+    assert_same_log(tmp_path / "plain", tmp_path / "compiled", ["loss"], abs=1e-4)
     assert weights(tmp_path / "plain").keys() == weights(tmp_path / "compiled").keys()
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_cuda_learns_like_cpu(data, tmp_path):
+    run_train(data, tmp_path / "cpu")
+    run_train(data, tmp_path / "cuda", device="cuda")
+    run_train(data, tmp_path / "fast", device="cuda", dtype="bfloat16", compile="on")
+    assert_same_log(tmp_path / "cpu", tmp_path / "cuda", ["loss"], abs=1e-3)
+    assert_same_log(tmp_path / "cuda", tmp_path / "fast", ["loss"], abs=0.05)
+
+
+# --- what a step sees, and how far it goes --------------------------------------------------------
+
+def chunks_of_epoch(chunks, epoch):
+    """The numbers of the chunks that an epoch sees, in order."""
+    steps = range(chunks.starts[epoch], chunks.starts[epoch + 1])
+    return [number for step in steps for number in chunks.batch(step, 0).index.tolist()]
+
+
 def test_each_epoch_sees_each_chunk_once_in_another_order(data):
-    cfg = TrainConfig(**{**TINY, "data_dir": data, "out_dir": "none", "epochs": 2, "max_iters": 0})
-    machine, order = start(cfg)
-    per_epoch, total = order.starts[1], order.total
-    assert total == 2 * per_epoch and per_epoch == ((len(order.shards) - 1) // 32) // 8
-    epochs = [[i for s in range(per_epoch) for i in order.batch(e * per_epoch + s, 0).index.tolist()] for e in (0, 1)]
-    assert len(set(epochs[0])) == len(epochs[0]) == per_epoch * 8 and epochs[0] != epochs[1]
-    batch = order.batch(1, 0)
-    stream = order.shards.windows([0], len(order.shards))[0]
-    for x, y, i in zip(batch.x, batch.y, batch.index.tolist()):
-        assert x.tolist() == stream[i * 32:i * 32 + 32].tolist() and y.tolist() == stream[i * 32 + 1:i * 32 + 33].tolist()
+    _, chunks = start(train_config(data, "none", epochs=2, max_iters=0))
+    per_epoch = chunks.starts[1]
+    assert chunks.total == 2 * per_epoch
+    assert per_epoch == ((len(chunks.shards) - 1) // T) // 8
+    first, second = (chunks_of_epoch(chunks, epoch) for epoch in (0, 1))
+    assert len(set(first)) == len(first) == per_epoch * 8
+    assert first != second
+    batch = chunks.batch(1, 0)
+    stream = chunks.shards.windows([0], len(chunks.shards))[0]
+    for x, y, number in zip(batch.x, batch.y, batch.index.tolist()):
+        begin = number * T
+        assert x.tolist() == stream[begin:begin + T].tolist()
+        assert y.tolist() == stream[begin + 1:begin + T + 1].tolist()
 
 
 def test_random_offsets_stay_inside_and_change(data):
-    cfg = TrainConfig(**{**TINY, "data_dir": data, "out_dir": "none", "random_offset": True})
-    machine, order = start(cfg)
+    _, chunks = start(train_config(data, "none", random_offset=True))
     for epoch in (0, 1):
-        order.batch(order.starts[epoch], 0)
-        assert order.offsets.min() == 0 and order.offsets.max() == 31
-        assert (order.chunks * 32 + order.offsets).max() + 33 <= len(order.shards)
+        chunks.batch(chunks.starts[epoch], 0)
+        assert chunks.offsets.min() == 0 and chunks.offsets.max() == T - 1
+        assert (chunks.chunks * T + chunks.offsets).max() + T + 1 <= len(chunks.shards)
 
 
 def test_eval_chunks_is_an_upper_bound(data, tmp_path, capsys):
-    run_train(data, tmp_path / "all", eval_chunks=0)
-    run_train(data, tmp_path / "more", eval_chunks=100_000)
-    assert "validation chunks of 32 tokens, fewer than eval_chunks=100000: all of them are used" in capsys.readouterr().out
-    a, b = ([r["val_ce"] for r in records(tmp_path / name) if "val_ce" in r] for name in ("all", "more"))
-    assert a == b
+    run_train(data, tmp_path / "all", eval_chunks=0, max_iters=1)
+    run_train(data, tmp_path / "too_many", eval_chunks=100_000, max_iters=1)
+    notice = "validation chunks of 32 tokens, fewer than eval_chunks=100000: all of them are used"
+    assert notice in capsys.readouterr().out
+    assert_same_log(tmp_path / "all", tmp_path / "too_many", ["val_ce"], abs=0)
+
+
+@pytest.fixture
+def three_sources(tmp_path):
+    """A data folder of three sources, each with a word that no other has."""
+    train_text, val_text = tmp_path / "text" / "train_10M", tmp_path / "text" / "dev"
+    train_text.mkdir(parents=True)
+    val_text.mkdir()
+    for source, word, lines in (("cbt", "hard", 450), ("childes", "easy", 250), ("qed", "middle", 150)):
+        text = f"{word} words of the corpus and more .\n" * lines
+        (train_text / f"{source}.train").write_text(text)
+    (val_text / "cbt.dev").write_text("hard words of the corpus and more .\n" * 200)
+    folder = str(tmp_path / "data")
+    prepare.main(prepare.PrepareConfig(input_dir=str(tmp_path / "text"), data_dir=folder, vocab_size=330))
+    return folder
+
+
+def test_a_curriculum_adds_buckets(three_sources, tmp_path):
+    """Epochs 0 and 1 see the first bucket's text alone, each chunk once; then both buckets'."""
+    cfg_of = partial(train_config, three_sources, curriculum_epochs=2, epochs=6, max_iters=0, eval_interval=0)
+    cfg = cfg_of(tmp_path / "run", curriculum=("childes", "qed cbt"))
+    _, chunks = start(cfg)
+    tokenizer = load_tokenizer(f"{three_sources}/tokenizer.model")
+    counted = chunks.shards.meta["words"]["train"]
+    share_of_easy = counted["childes"] / sum(counted.values())
+    for epoch in range(6):
+        seen = chunks_of_epoch(chunks, epoch)
+        assert len(set(seen)) == len(seen)
+        begins = [number * T + T // 2 for number in seen]  # in the middle of each chunk
+        words = {word for tokens in chunks.shards.windows(np.array(begins), 8)
+                 for word in tokenizer.decode(tokens).split()}
+        easy_alone = epoch < 2
+        assert "easy" in words
+        assert ("hard" in words) == ("middle" in words) == (not easy_alone)
+        expected = n_chunks(cfg, chunks.shards) * (share_of_easy if easy_alone else 1)
+        assert len(seen) == pytest.approx(expected, rel=0.1)
+    train.main(cfg)
+    ends = [(record["epoch"], record["step"]) for record in validations(tmp_path / "run")]
+    assert ends == list(zip([1, 2, 3, 4, 5, 6], chunks.starts[1:], strict=True))
+
+
+@pytest.mark.parametrize("wrong", [("childes",), ("childes", "qed cbt", "x")])
+def test_a_curriculum_names_each_source(three_sources, wrong):
+    with pytest.raises(SystemExit, match="must name each source"):
+        start(train_config(three_sources, "none", curriculum=wrong))
 
 
 def test_decay_reaches_matrices_only():
@@ -138,34 +265,18 @@ def test_decay_reaches_matrices_only():
     (optimizer,) = train.make_optimizers(train.Trainee(model), cfg)
     decayed, others = optimizer.param_groups
     assert decayed["weight_decay"] == 0.5 and others["weight_decay"] == 0
-    names = {id(p): n for n, p in model.named_parameters()}
-    assert all(names[id(p)].endswith(("bias", "norm.weight", "layernorm.weight")) for p in others["params"])
-    assert len(decayed["params"]) + len(others["params"]) == len(names)
-    assert not any("norm" in names[id(p)] or names[id(p)].endswith("bias") for p in decayed["params"])
+    names = {id(p): name for name, p in model.named_parameters()}
+    decayed, others = ([names[id(p)] for p in group["params"]] for group in (decayed, others))
+    assert len(decayed) + len(others) == len(names)
+    assert all(name.endswith(("bias", "norm.weight", "layernorm.weight")) for name in others)
+    assert not any("norm" in name or name.endswith("bias") for name in decayed)
 
 
 def test_schedule():
     cfg = TrainConfig(learning_rate=1.0, min_lr=0.1, warmup_iters=9)
-    lrs = [train.learning_rate(cfg, s, 109) for s in range(109)]
-    assert lrs[0] == pytest.approx(0.1) and max(lrs) == lrs[9] == 1.0
-    assert lrs[59] == pytest.approx(0.55) and lrs[-1] == pytest.approx(0.1, abs=1e-3)
-
-
-def test_a_diverging_run_stops_before_a_checkpoint(data, tmp_path):
-    with pytest.raises(SystemExit, match=r"the loss on rank 0 was not finite at step 2; the last good checkpoint is none yet"):
-        run_train(data, tmp_path / "r", learning_rate=1e30, grad_clip=0.0)
-    assert not os.path.exists(tmp_path / "r" / "last.json")
-
-
-def test_the_best_and_the_last_two_are_kept(data, tmp_path, monkeypatch):
-    losses = iter([3.0, 2.0, 4.0, 2.5])
-    monkeypatch.setattr(lib.runs, "evaluate", lambda *a: next(losses))
-    run_train(data, tmp_path / "r", max_iters=8, eval_interval=2)
-    last, best = (json.load(open(tmp_path / "r" / f"{p}.json")) for p in ("last", "best"))
-    assert (best["step"], best["val_ce"], last["step"]) == (4, 2.0, 8)
-    assert sorted(f for f in os.listdir(tmp_path / "r") if f.startswith("ckpt_")) == ["ckpt_4", "ckpt_6", "ckpt_8"]
-    assert "state.safetensors" not in os.listdir(tmp_path / "r" / "ckpt_4")
-    assert load_checkpoint(str(tmp_path / "r"))[2]["step"] == 4  # a run folder means its best
+    rates = [train.learning_rate(cfg, step, 109) for step in range(109)]
+    assert rates[0] == pytest.approx(0.1) and max(rates) == rates[9] == 1.0
+    assert rates[59] == pytest.approx(0.55) and rates[-1] == pytest.approx(0.1, abs=1e-3)
 
 
 # --- bad input ------------------------------------------------------------------------------------
@@ -190,166 +301,93 @@ def test_the_best_and_the_last_two_are_kept(data, tmp_path, monkeypatch):
     (dict(wandb=True), "pip install wandb"),
 ])
 def test_bad_settings_are_one_line(data, tmp_path, change, message):
+    cfg = replace(train_config(data, tmp_path / "run"), **change)
     with pytest.raises(SystemExit, match=message) as e:
-        run_train(**{"data": data, "out": tmp_path / "r", **{"data" if k == "data_dir" else k: v for k, v in change.items()}})
-    assert "\n" not in str(e.value) and not os.path.exists(tmp_path / "r")
-
-
-def copied(data, tmp_path):
-    shutil.copytree(data, tmp_path / "d")
-    return tmp_path / "d"
+        train.main(cfg)
+    assert "\n" not in str(e.value) and not os.path.exists(tmp_path / "run")
 
 
 @pytest.mark.parametrize("damage,message", [
-    (lambda d: os.remove(d / "meta.json"), "is unfinished"),
-    (lambda d: open(d / "meta.json", "w").write('{"format'), "cannot read .*meta.json"),
-    (lambda d: open(d / "meta.json", "w").write('{"format_version": 1}'), "meta.json is damaged: no 'vocab_size'"),
-    (lambda d: edit_json(d / "meta.json", format_version=99), "has format 99"),
-    (lambda d: os.remove(d / "val_00000.bin"), "val_00000.bin is missing"),
-    (lambda d: os.truncate(d / "train_00000.bin", 1000), "train_00000.bin has 1000 bytes"),
-    (lambda d: open(d / "train_00000.bin", "r+b").write(b"\1\0\2\0\1"), "not the shard meta.json describes"),
-    (lambda d: open(d / "meta.json", "w").write("[]"), "not a JSON object"),
-    (lambda d: os.remove(d / "tokenizer.model"), "tokenizer.model is missing or not the tokenizer"),
-    (lambda d: open(d / "tokenizer.model", "w").write("junk"), "tokenizer.model is missing or not the tokenizer"),
+    (lambda folder: os.remove(folder / "meta.json"), "is unfinished"),
+    (lambda folder: (folder / "meta.json").write_text('{"format'), "cannot read .*meta.json"),
+    (lambda folder: (folder / "meta.json").write_text('{"format_version": 1}'),
+     "meta.json is damaged: 'vocab_size' is not what prepare.py writes"),
+    (lambda folder: edit_json(folder / "meta.json", format_version=99), "has format 99"),
+    (lambda folder: (folder / "meta.json").write_text("[]"), "not a JSON object"),
+    (lambda folder: os.remove(folder / "val_00000.bin"), "val_00000.bin is missing"),
+    (lambda folder: os.truncate(folder / "train_00000.bin", 1000), "train_00000.bin has 1000 bytes"),
+    (lambda folder: flip(folder / "train_00000.bin", 2), "not the shard meta.json describes"),
+    (lambda folder: os.remove(folder / "tokenizer.model"), "tokenizer.model is missing or not the tokenizer"),
+    (lambda folder: (folder / "tokenizer.model").write_text("junk"),
+     "tokenizer.model is missing or not the tokenizer"),
 ])
 def test_damaged_data_is_one_line(data, tmp_path, damage, message):
-    d = copied(data, tmp_path)
-    damage(d)
+    damaged = shutil.copytree(data, tmp_path / "damaged")
+    damage(damaged)
     with pytest.raises(SystemExit, match=message):
-        run_train(str(d), tmp_path / "r")
-    assert not os.path.exists(tmp_path / "r")
+        run_train(str(damaged), tmp_path / "run")
+    assert not os.path.exists(tmp_path / "run")
 
 
-def test_a_run_is_not_overwritten_unless_asked(data, tmp_path):
-    run_train(data, tmp_path / "r")
-    before = weights(tmp_path / "r")
-    with pytest.raises(SystemExit, match="already holds a run; use --resume .* or --overwrite"):
-        run_train(data, tmp_path / "r", seed=9)
-    with pytest.raises(SystemExit, match="is another model"):
-        run_train(data, tmp_path / "r", resume=True, n_layer=1)
-    assert_same(before, weights(tmp_path / "r"))
-    run_train(data, tmp_path / "r", overwrite=True, seed=9)
-    assert not torch.equal(before["lm_head.weight"], weights(tmp_path / "r")["lm_head.weight"])
-
-
-def test_resume_on_other_data_is_refused(corpus, data, tmp_path):
-    prepare.main(prepare.PrepareConfig(input_dir=f"{corpus}/text", data_dir=str(tmp_path / "d"), vocab_size=500, bos="none"))
-    prepare.main(prepare.PrepareConfig(input_dir=f"{corpus}/text", data_dir=str(tmp_path / "same"), vocab_size=500, bos="line"))
-    run_train(data, tmp_path / "r")
-    with pytest.raises(SystemExit, match="was trained on other data"):
-        run_train(str(tmp_path / "d"), tmp_path / "r", resume=True)
-    run_train(str(tmp_path / "same"), tmp_path / "r", resume=True)  # the same text prepared again is the same data
+def flip(path, position):
+    """Change one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[position] ^= 4
+    path.write_bytes(content)
 
 
 @pytest.mark.parametrize("file,damage,message", [
-    ("model.safetensors", lambda p: os.truncate(p, 5000), "model.safetensors is damaged"),
+    ("model.safetensors", lambda path: os.truncate(path, 5000), "model.safetensors is damaged"),
     ("model.safetensors", os.remove, "model.safetensors is missing"),
-    ("model.safetensors", lambda p: flip(p, 4000), "model.safetensors is damaged"),
-    ("config.json", lambda p: flip(p, 40), "config.json"),
-    ("tokenizer.model", lambda p: flip(p, 900), "tokenizer.model is damaged"),
-    ("state.safetensors", lambda p: flip(p, 4000), "state.safetensors is damaged"),
+    ("model.safetensors", lambda path: flip(path, 4000), "model.safetensors is damaged"),
+    ("config.json", lambda path: flip(path, 40), "config.json"),
+    ("tokenizer.model", lambda path: flip(path, 900), "tokenizer.model is damaged"),
+    ("state.safetensors", lambda path: flip(path, 4000), "state.safetensors is damaged"),
     ("sha256.json", os.remove, "is unfinished"),
-    ("config.json", lambda p: rewrite(p, {**json.load(open(p)), "format_version": 9}), "has checkpoint format 9"),
-    ("config.json", lambda p: rewrite(p, {"format_version": 1}), "config.json is damaged: no 'model'"),
-    ("config.json", lambda p: rewrite(p, []), "config.json is damaged: not a JSON object"),
+    ("config.json", lambda path: rewrite(path, {**read_json(path), "format_version": 9}),
+     "has checkpoint format 9"),
+    ("config.json", lambda path: rewrite(path, {"format_version": 1}), "config.json is damaged: no 'model'"),
+    ("config.json", lambda path: rewrite(path, []), "config.json is damaged: not a JSON object"),
 ])
 def test_damaged_checkpoint_is_named(data, tmp_path, file, damage, message):
-    run_train(data, tmp_path / "r", max_iters=3)
-    damage(tmp_path / "r" / "ckpt_3" / file)
+    run_train(data, tmp_path / "run", max_iters=3)
+    damage(tmp_path / "run" / "ckpt_3" / file)
     with pytest.raises(SystemExit, match=message):
-        run_train(data, tmp_path / "r", max_iters=6, resume=True)
+        run_train(data, tmp_path / "run", max_iters=6, resume=True)
 
 
 def rewrite(path, value):
     """Another content with a right checksum."""
-    json.dump(value, open(path, "w"))
-    sums = os.path.join(os.path.dirname(path), "sha256.json")
-    json.dump({**json.load(open(sums)), os.path.basename(path): sha256(path)}, open(sums, "w"))
+    write_json(str(path), value)
+    reseal(path.parent, path.name)
 
 
-def flip(path, position):
-    with open(path, "r+b") as f:
-        f.seek(position)
-        byte = f.read(1)[0]
-        f.seek(position)
-        f.write(bytes([byte ^ 4]))
+def test_a_run_is_not_overwritten_unless_asked(data, tmp_path):
+    run_train(data, tmp_path / "run")
+    before = weights(tmp_path / "run")
+    with pytest.raises(SystemExit, match="already holds a run; use --resume .* or --overwrite"):
+        run_train(data, tmp_path / "run", seed=9)
+    with pytest.raises(SystemExit, match="is another model"):
+        run_train(data, tmp_path / "run", resume=True, n_layer=1)
+    assert_same(before, weights(tmp_path / "run"))
+    run_train(data, tmp_path / "run", overwrite=True, seed=9)
+    assert not torch.equal(before["lm_head.weight"], weights(tmp_path / "run")["lm_head.weight"])
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_cuda_learns_like_cpu(data, tmp_path):
-    run_train(data, tmp_path / "cpu")
-    run_train(data, tmp_path / "cuda", device="cuda")
-    run_train(data, tmp_path / "fast", device="cuda", dtype="bfloat16", compile="on")
-    for a, b, c in zip(*(records(tmp_path / r) for r in ("cpu", "cuda", "fast"))):
-        assert a["loss"] == pytest.approx(b["loss"], abs=1e-3) == pytest.approx(c["loss"], abs=0.05)
+def test_resume_on_other_data_is_refused(corpus, data, tmp_path):
+    def prepared(bos):
+        folder = str(tmp_path / bos)
+        prepare.main(prepare.PrepareConfig(input_dir=f"{corpus}/text", data_dir=folder, vocab_size=VOCAB,
+                                           bos=bos))
+        return folder
+    run_train(data, tmp_path / "run")
+    with pytest.raises(SystemExit, match="was trained on other data"):
+        run_train(prepared("none"), tmp_path / "run", resume=True)
+    run_train(prepared("line"), tmp_path / "run", resume=True)  # prepared again: the same data
 
 
-def test_checkpoints_by_words_seen(data, tmp_path):
-    """chck_<n>M is the model of the first step that has seen so many words; a resumed run writes the same ones."""
-    shutil.copytree(data, tmp_path / "data")
-    meta = json.load(open(tmp_path / "data/meta.json"))
-    n_tokens = sum(s["tokens"] for s in meta["shards"] if s["split"] == "train")
-    meta["words"]["train"] = {"all": n_tokens * 3e6 / (8 * 32)}  # so that each step of 8 x 32 tokens sees 3M words
-    json.dump(meta, open(tmp_path / "data/meta.json", "w"))
-    run_train(str(tmp_path / "data"), tmp_path / "run", keep_words=True, max_iters=8, log_interval=100)
-    kept = sorted(name for name in os.listdir(tmp_path / "run") if name.startswith("chck_"))
-    assert kept == ["chck_10M", "chck_20M", "chck_3M", "chck_6M", "chck_9M"]  # 3, 6, 9, 12, 15, 18, 21, 24
-    for name, step in (("chck_3M", 1), ("chck_9M", 3), ("chck_10M", 4), ("chck_20M", 7)):
-        model, _, described = load_checkpoint(str(tmp_path / "run" / name))
-        assert described["step"] == step
-    run_train(str(tmp_path / "data"), tmp_path / "short", max_iters=4, warmup_iters=100)
-    run_train(str(tmp_path / "data"), tmp_path / "cut", keep_words=True, max_iters=8, warmup_iters=100)
-    run_train(str(tmp_path / "data"), tmp_path / "cut", keep_words=True, max_iters=8, warmup_iters=100, resume=True)  # nothing to do
-    shutil.rmtree(tmp_path / "cut/ckpt_8")
-    run_train(str(tmp_path / "data"), tmp_path / "cut", max_iters=7, warmup_iters=100, resume=True)  # from ckpt_6
-    assert not os.path.exists(tmp_path / "cut/chck_20M") and os.path.exists(tmp_path / "cut/chck_10M")  # of a step that was taken back
-    a, b = (load_checkpoint(str(tmp_path / name))[0].state_dict() for name in ("short/ckpt_4", "cut/chck_10M"))
-    assert all(torch.equal(a[k], b[k]) for k in a)
-    assert not os.path.exists(tmp_path / "cut/chck_10M/state.json")
-
-
-def test_a_curriculum_adds_buckets(tmp_path):
-    """Epochs 0 and 1 see the first bucket's text alone, each chunk once; then both buckets'."""
-    os.makedirs(tmp_path / "text/train_10M"), os.makedirs(tmp_path / "text/dev")
-    for source, word, n in (("cbt", "hard", 900), ("childes", "easy", 500), ("qed", "middle", 300)):
-        (tmp_path / f"text/train_10M/{source}.train").write_text(f"{word} words of the corpus and more .\n" * n)
-    (tmp_path / "text/dev/cbt.dev").write_text("hard words of the corpus and more .\n" * 400)
-    data = str(tmp_path / "data")
-    prepare.main(prepare.PrepareConfig(input_dir=str(tmp_path / "text"), data_dir=data, vocab_size=330))
-    settings = {**TINY, "vocab_size": 330, "data_dir": data, "out_dir": str(tmp_path / "run"), "epochs": 6, "max_iters": 0, "eval_interval": 0,
-                "curriculum": ("childes", "qed cbt"), "curriculum_epochs": 2}
-    _, order = start(TrainConfig(**settings))
-    tokenizer = load_tokenizer(f"{data}/tokenizer.model")
-    for epoch in range(6):
-        seen = [i for step in range(order.starts[epoch], order.starts[epoch + 1]) for i in order.batch(step, 0).index.tolist()]
-        assert len(set(seen)) == len(seen)
-        words = {word for i in seen for word in tokenizer.decode(order.shards.windows([i * 32 + 16], 8)[0]).split()}
-        easy, all_of_it = (order.shards.meta["words"]["train"][s] / sum(order.shards.meta["words"]["train"].values()) for s in ("childes", "cbt"))
-        assert ("hard" in words, "middle" in words, "easy" in words) == ((False, False, True) if epoch < 2 else (True, True, True))
-        assert len(seen) == pytest.approx(n_chunks(TrainConfig(**settings), order.shards) * (easy if epoch < 2 else 1), rel=0.1)
-    train.main(TrainConfig(**settings))
-    ends = [r["epoch"] for r in records(tmp_path / "run") if "val_ce" in r]
-    assert ends == [1, 2, 3, 4, 5, 6] and [r["step"] for r in records(tmp_path / "run") if "val_ce" in r] == order.starts[1:]
-    for wrong in (("childes",), ("childes", "qed cbt", "x")):
-        with pytest.raises(SystemExit, match="must name each source"):
-            start(TrainConfig(**{**settings, "curriculum": wrong, "out_dir": "none"}))
-
-
-def test_training_starts_from_other_weights(data, tmp_path):
-    run_train(data, tmp_path / "first", max_iters=3)
-    run_train(data, tmp_path / "second", max_iters=1, eval_interval=1, init_from=str(tmp_path / "first"), learning_rate=0.0)
-    assert_same(weights(tmp_path / "second"), weights(tmp_path / "first"))
-    with pytest.raises(SystemExit, match="init_from: .* is another model .n_embd: 32 -> 48"):
-        run_train(data, tmp_path / "third", n_embd=48, init_from=str(tmp_path / "first"))
-
-
-def test_tensorboard_has_the_metrics(data, tmp_path):
-    pytest.importorskip("tensorboard")
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-    run_train(data, tmp_path / "run", tensorboard=True)
-    events = EventAccumulator(str(tmp_path / "run"))
-    events.Reload()
-    assert [(e.step, pytest.approx(e.value, rel=1e-6)) for e in events.Scalars("val_ce")] == \
-        [(r["step"], r["val_ce"]) for r in records(tmp_path / "run") if "val_ce" in r]
-    run_train(data, tmp_path / "run", overwrite=True, max_iters=3)  # its files are the run's: deleted with it
-    assert not any("tfevents" in name for name in os.listdir(tmp_path / "run"))
+def test_a_diverging_run_stops_before_a_checkpoint(data, tmp_path):
+    message = "the loss on rank 0 was not finite at step 2; the last good checkpoint is none yet"
+    with pytest.raises(SystemExit, match=message):
+        run_train(data, tmp_path / "run", learning_rate=1e30, grad_clip=0.0)
+    assert not os.path.exists(tmp_path / "run" / "last.json")
