@@ -33,6 +33,7 @@ def test_one_json_line(monkeypatch, capsys, tmp_path):
     assert json.loads(out) and "GB to write" not in err
 
 
+@pytest.mark.thorough
 def test_of_several_ranks_one_tells(tmp_path):
     (tmp_path / "small_bench.py").write_text(
         f"import sys; sys.path.insert(0, {ROOT!r}); from tools import bench\n"
@@ -52,6 +53,7 @@ print(json.dumps(dict(tokens_per_s=100, step_ms=160.0, peak_gib=0.5, seen=sys.ar
 """
 
 
+@pytest.mark.slow
 def test_the_table_has_each_way_and_its_ratio_to_a_peer(monkeypatch, capsys, tmp_path):
     """Ways are processes of their own, `python -m tools.bench`, whatever the folder."""
     (tmp_path / "peer.py").write_text(PEER)

@@ -61,6 +61,7 @@ def test_draws_have_the_priors_quantiles():
         train.check_loop_config(configure(train.TrainConfig, [f"--{k}={v}" for k, v in r.items()]))
 
 
+@pytest.mark.slow
 def test_trials_are_runs_ranked_and_continued(cfg_of, tmp_path, capsys):
     cfg = cfg_of()
     sweep.main(cfg)
@@ -188,6 +189,7 @@ def test_the_best_loss_counts_also_within_an_epoch(cfg_of):
     assert os.path.isfile(f"{cfg.out_dir}/best.py")
 
 
+@pytest.mark.thorough
 def test_trials_that_fail_end_the_sweep(cfg_of, capsys):
     with pytest.raises(SystemExit, match="three trials failed one after the other"):
         sweep.main(cfg_of("--batch_size=7 --micro_batch_size=3", n_trials=9))

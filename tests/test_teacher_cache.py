@@ -83,7 +83,7 @@ def test_cached_teachers_train_the_same_student(data, teachers, cache, tmp_path,
     assert states_of(cache) == before
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_two_ranks_share_a_cache(data, teachers, tmp_path):
     run_distill(data, tmp_path / "one", teachers[:2], teacher_cache=str(tmp_path / "a"))
     torchrun("distill.py", data, tmp_path / "two", teachers=teachers[:2], teacher_cache=tmp_path / "b")

@@ -248,7 +248,7 @@ _train.learning_rate = _dying
 """
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_torchrun_restarts_go_on(data, teachers, tmp_path, monkeypatch):
     """The first try dies; torchrun repeats the command."""
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
