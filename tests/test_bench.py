@@ -53,7 +53,7 @@ print(json.dumps(dict(tokens_per_s=100, step_ms=160.0, peak_gib=0.5, seen=sys.ar
 """
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_table_has_each_way_and_its_ratio_to_a_peer(monkeypatch, capsys, tmp_path):
     """Ways are processes of their own, `python -m tools.bench`, whatever the folder."""
     (tmp_path / "peer.py").write_text(PEER)

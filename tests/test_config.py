@@ -317,8 +317,8 @@ def python(*args):
 TOOLS = ["-m tools." + name for name in "demo study sweep finetune plot bench surprisal".split()]
 
 
-@pytest.mark.parametrize("script", ["distill.py", TOOLS[0], *thorough(
-    ["train.py", "model.py", "prepare.py", "eval_blimp.py", "sample.py", *TOOLS[1:]], sample=0)])
+@pytest.mark.parametrize("script", thorough([TOOLS[0], "distill.py", "train.py", "model.py", "prepare.py",
+                                             "eval_blimp.py", "sample.py", *TOOLS[1:]], sample=1))
 def test_scripts_answer_help_and_refuse_typos(script):
     good = python(*script.split(), "--help")
     assert good.returncode == 0 and "Settings and defaults" in good.stdout

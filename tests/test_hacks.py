@@ -120,8 +120,7 @@ def bigrams(data, tmp_path):
 
 
 def test_a_table_of_bigrams_teaches(hacked, data, teachers, bigrams, tmp_path):
-    """Alone it has the loss of its counts; beside a model it teaches whole, in chunks, compiled and from the
-    cache."""
+    """Alone it has the loss of its counts; beside a model it teaches in chunks, whole and from the cache."""
     table, path = bigrams
     copy, both = hacked("ngram"), [path, teachers[1]]
     out = train_and_resume(copy, "distill.py", data, teachers=both)
@@ -133,16 +132,25 @@ def test_a_table_of_bigrams_teaches(hacked, data, teachers, bigrams, tmp_path):
         formula=dict(loss_chunk=0),
         chunks=dict(loss_chunk=50),
         cache=dict(teacher_cache=tmp_path / "cache"),
-        plain=dict(n_layer=1),
-        compiled=dict(compile="on", n_layer=1),
     )
-    settings = {**TINY, "teachers": both, "data_dir": data}
-    start(copy, "distill.py", *(flags_of({**settings, **change, "out_dir": copy / name})
-                                for name, change in ways.items()))
-    losses = {name: [record["loss"] for record in records(copy / name)[1:]] for name in ("whole", *ways)}
+    losses = losses_of(copy, dict(teachers=both, data_dir=data), ways)
+    losses["whole"] = [record["loss"] for record in records(out)[1:]]
     assert losses["formula"] == pytest.approx(losses["whole"], rel=1e-4)
     assert losses["chunks"] == pytest.approx(losses["whole"], rel=1e-4)
     assert losses["cache"] == pytest.approx(losses["whole"], rel=1e-3)  # the model's states in bfloat16
+
+
+def losses_of(copy, settings, ways):
+    """{way: its losses} of distill.py with some settings changed."""
+    runs = [flags_of({**TINY, **settings, **change, "out_dir": copy / name}) for name, change in ways.items()]
+    start(copy, "distill.py", *runs)
+    return {name: [record["loss"] for record in records(copy / name)[1:]] for name in ways}
+
+
+@pytest.mark.thorough
+def test_a_table_of_bigrams_is_compiled(hacked, data, teachers, bigrams):
+    ways = dict(plain=dict(n_layer=1), compiled=dict(n_layer=1, compile="on"))
+    losses = losses_of(hacked("ngram"), dict(teachers=[bigrams[1], teachers[1]], data_dir=data), ways)
     assert losses["compiled"] == pytest.approx(losses["plain"], rel=1e-4)
 
 

@@ -394,6 +394,7 @@ def test_damaged_results_are_one_line(chain, tmp_path, in_process, row):
         study.main(chain())
 
 
+@pytest.mark.thorough
 def test_a_signal_reaches_the_command_alone():
     """Also in its first seconds, where Python would print a traceback on Ctrl-C."""
     code = ("from tools import study; print('ready', flush=True); "

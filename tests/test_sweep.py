@@ -176,6 +176,7 @@ def test_a_killed_workers_trial_is_resumed(cfg_of):
     assert "notice: resum" in log or "no checkpoint yet" in log
 
 
+@pytest.mark.thorough
 def test_the_best_loss_counts_also_within_an_epoch(cfg_of):
     """Two validations in one epoch are one step to the search; and what a killed worker did not write is
     written again."""

@@ -197,6 +197,7 @@ def test_the_same_command_goes_on(tools, tmp_path, name, how, event, monkeypatch
     assert results(out) == results(whole)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("event", thorough([3, 9, *range(0, 60, 4)], sample=2))
 def test_a_sweep_goes_on(tools, tmp_path, event, monkeypatch):
     lock = pytest.importorskip("optuna").storages.journal.JournalFileSymlinkLock

@@ -146,7 +146,7 @@ def test_resume_is_the_same_run_bit_for_bit(data, tmp_path, monkeypatch, change)
     assert_resumes(partial(run_train, data, **{"max_iters": 8, **change}), tmp_path, monkeypatch, 7)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_two_ranks_equal_one(data, tmp_path):
     """torchrun on CPU: same losses as one process, data order untouched by ranks."""
     one, two = tmp_path / "one", tmp_path / "two"

@@ -504,7 +504,7 @@ _script.chunked_loss = _poisoned
 """
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_rank_whose_loss_is_not_finite_is_named(data, teachers, tmp_path):
     (tmp_path / "poison.py").write_text(POISON)
     out = tmp_path / "run"
