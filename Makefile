@@ -12,8 +12,8 @@ demo: .venv/runs        # the whole pipeline on text it makes itself, a few minu
 test: .venv/tests       # no network, no GPU, a few minutes on two CPU cores
 	$(PYTEST) -m "not thorough" tests
 
-quick: .venv/tests      # half a minute, after each change
-	$(PYTEST) -m "not slow and not thorough" tests
+quick: .venv/tests      # under half a minute, after a change of model, loss or loop
+	$(PYTEST) -m "not slow and not thorough" $(addprefix tests/test_,model.py loss.py train.py distill.py)
 
 test-all: .venv/tests   # the whole of what `make test` samples: kills, failing saves, fuzzed settings
 	$(PYTEST) tests

@@ -32,7 +32,7 @@ from lib.objectives import adversarial_loss, contrastive_loss, projections
 from lib.runs import Keeper, spare
 from lib.teacher_cache import cached_teachers, check_cache
 from model import LanguageModel, float_weight, quantize_int8_
-from train import TrainConfig, Trainee, mean_nll, new_model, start, train
+from train import TrainConfig, Trainee, leave, mean_nll, new_model, start, train
 
 
 @dataclass
@@ -74,6 +74,7 @@ def main(cfg):
     loss_fn = partial(loss_fn, cfg=cfg, machine=machine, teachers=teachers,
                       formula=formula_of(cfg, machine, teachers))
     train(cfg, machine, data, Trainee(new_model(cfg, machine, data), companion), loss_fn, keeper)
+    leave(machine)
 
 
 # --- the loss -------------------------------------------------------------------------------------

@@ -92,6 +92,7 @@ def main(cfg):
     if not cfg.causal:
         loss_fn = partial(masked_token_loss, cfg=cfg, machine=machine, formula=cross_entropy)
     train(cfg, machine, data, Trainee(new_model(cfg, machine, data)), loss_fn, keeper)
+    leave(machine)
 
 
 # --- the loss -------------------------------------------------------------------------------------
@@ -210,6 +211,12 @@ def distributed(trainee, machine):
             # arrange its sums anew after the first step
             find_unused_parameters=trainee.companion is not None or machine.device.type == "cpu",
             device_ids=[machine.device] if machine.device.type == "cuda" else None)
+
+
+def leave(machine):
+    """End the process group, after `train` has let go of DDP: gloo's thread would wait for it for ever."""
+    if machine.world > 1:
+        dist.destroy_process_group()
 
 
 # --- starting: machine, data, checks --------------------------------------------------------------

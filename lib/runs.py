@@ -196,8 +196,6 @@ class Keeper:
 
     def finish(self, step):
         """After the last step."""
-        if self.machine.world > 1:
-            dist.destroy_process_group()
         if not self.metrics:
             return
         self.bar.close()

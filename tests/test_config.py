@@ -327,6 +327,7 @@ def test_scripts_answer_help_and_refuse_typos(script):
     assert "no setting 'typo'" in bad.stderr
 
 
+@pytest.mark.slow
 def test_model_py_prints_the_count_and_imports_no_script():
     """Also of a config with settings of other scripts."""
     code = ("import runpy, sys; sys.argv = ['model.py', 'config/babyllama.py']; "
