@@ -140,7 +140,7 @@ def train(cfg, machine, data, trainee, loss_fn, keeper):
     step = keeper.begin(trainee, optimizers, guard)
     micro_steps = cfg.batch_size // (machine.micro_batch * machine.world)
     ddp = distributed(trainee, machine)
-    summed = machine.graphs and micro_steps > 1
+    summed = machine.graphs and (micro_steps > 1 or cfg.sam_rho > 0)  # several replays to a step
     if summed:
         own_gradients(trainee)
 

@@ -155,8 +155,8 @@ def record(body, machine, cfg):
 
 
 def own_gradients(module):
-    """Give each parameter a gradient to add to. Else autograd keeps the first micro-step's, which lies in the
-    graph's memory, and the second's replay writes over it. To be zeroed after a step, not set to None."""
+    """Give each parameter a gradient to add to. Else autograd keeps the first replay's, which lies in the
+    graph's memory, and the second writes over it. To be zeroed after a step, not set to None."""
     for p in module.parameters():
         if p.requires_grad:
             p.grad = torch.zeros_like(p)
