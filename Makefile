@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PY = .venv/bin/python
 PIP = $(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt
-PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses=4
+PYTEST = OMP_NUM_THREADS=1 $(PY) -m pytest -q -n auto --maxprocesses=4 --dist=worksteal
 
 .PHONY: demo test quick test-all lint clean
 

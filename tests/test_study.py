@@ -152,6 +152,7 @@ def loss_on(shards, model):
     return torch.nn.functional.cross_entropy(z.flatten(0, 1), tokens[:, 1:].flatten()).item()
 
 
+@pytest.mark.thorough
 def test_ensembles_seeds_apart_and_what_starts_from_another(cfg_of, small, data, in_process, capsys):
     """'name ensemble a b' is the mean of the logits; --seed=+k lies k above the study's; --init_from takes
     the run of the same seed."""
@@ -267,6 +268,7 @@ def test_rows_of_older_code_count_by_data_and_weights(cfg_of, small, data, in_pr
         study.main(cfg)
 
 
+@pytest.mark.thorough
 def test_other_weights_and_pairs_are_not_mixed_in(cfg_of, small, corpus, data, tmp_path, in_process):
     """The same command after a teacher outside of the study, a run of it or the pairs have become others."""
     outside = str(tmp_path / "outside")
@@ -370,7 +372,7 @@ def test_other_code_is_pointed_out(cfg_of, small, in_process, monkeypatch, capsy
     ("a small.py --resume", "is study.py's to say"),
     ("a small.py --causal=False", "cannot be scored, nor taught"),
     ("a small.py --data_dir=nowhere", "no data folder nowhere"),
-    ("a small.py out --teacher_dtype=int8,int8", "teacher 'out' is neither")])
+    ("a small.py nobody --teacher_dtype=int8,int8", "teacher 'nobody' is neither")])
 def test_bad_studies_are_one_line(cfg_of, small, in_process, line, message):
     with pytest.raises(SystemExit, match=message) as e:
         study.main(cfg_of(line.replace("small.py", small)))

@@ -197,6 +197,7 @@ def test_trials_that_fail_end_the_sweep(cfg_of, capsys):
     assert capsys.readouterr().out.count("must be a multiple of micro_batch_size") == 3
 
 
+@pytest.mark.thorough
 def test_a_bad_trial_is_stopped_and_saved(cfg_of, monkeypatch):
     monkeypatch.setattr(optuna.Trial, "should_prune", lambda trial: True)
     cfg = cfg_of("--epochs=4000", n_trials=1)
