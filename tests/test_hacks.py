@@ -185,12 +185,13 @@ def test_a_source_with_its_cleaner(hacked, corpus, tmp_path):
 
 
 def test_pairs_with_other_fields(hacked, teachers, tmp_path):
-    write_pairs(tmp_path / "pairs", "task", [("the dog sees a cat.", "the dog see a cat.")] * 3)
-    path = tmp_path / "pairs" / "task.jsonl"
-    ours = path.read_text()
+    write_pairs(tmp_path / "ours", "task", [("the dog sees a cat.", "the dog see a cat.")] * 3)
+    lines = (tmp_path / "ours" / "task.jsonl").read_text()
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "theirs" / "task.jsonl").write_text(
+        lines.replace("sentence_good", "grammatical").replace("sentence_bad", "ungrammatical"))
     copy = hacked("fields")
-    args = [f"--ckpt={teachers[0]}", f"--data={tmp_path}/pairs", f"--out={copy}/blimp.json", "--device=cpu"]
-    start(copy, "eval_blimp.py", [*args, f"--items={copy}/ours.jsonl"])
-    path.write_text(ours.replace("sentence_good", "grammatical").replace("sentence_bad", "ungrammatical"))
-    start(copy, "eval_blimp.py", [*args, f"--items={copy}/theirs.jsonl"])
+    start(copy, "eval_blimp.py", *(
+        [f"--ckpt={teachers[0]}", f"--data={tmp_path}/{name}", f"--out={copy}/blimp.json", "--device=cpu",
+         f"--items={copy}/{name}.jsonl"] for name in ("ours", "theirs")))
     assert (copy / "ours.jsonl").read_text() == (copy / "theirs.jsonl").read_text()

@@ -61,7 +61,7 @@ def test_draws_have_the_priors_quantiles():
         train.check_loop_config(configure(train.TrainConfig, [f"--{k}={v}" for k, v in r.items()]))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_trials_are_runs_ranked_and_continued(cfg_of, tmp_path, capsys):
     cfg = cfg_of()
     sweep.main(cfg)
