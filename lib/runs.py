@@ -313,6 +313,10 @@ def restore(trainee, optimizers, saved, tensors, counters, folder):
         if found and sorted(found) != keys.get(kind):
             refuse(f"the optimizer's state of {names[p]} is {', '.join(sorted(found))}, not {kind}'s "
                    f"({', '.join(keys.get(kind, ['none was saved']))})")
+        for key, tensor in found.items():  # as large as the parameter, or reduced over some of its dimensions
+            fits = tensor.dim() == p.dim() and all(n in (1, m) for n, m in zip(tensor.shape, p.shape))
+            if tensor.dim() and not fits:
+                refuse(f"the optimizer's {key} of {names[p]} is {tuple(tensor.shape)}, that {tuple(p.shape)}")
         if not found and untouched is not None and names[p] not in untouched:
             refuse(f"the optimizer's state of {names[p]} is missing")
         if found:

@@ -430,6 +430,8 @@ NORM = "model.norm.weight"
      f"the optimizer's state of {NORM} is exp_avg, exp_avg_sq, momentum_buffer, step, not AdamW's"),
     (lambda tensors: tensors.update({"exp_avg.model.norm.bias": torch.ones(32)}),
      "there is optimizer state for model.norm.bias, which is not trained here"),
+    (lambda tensors: tensors.update({f"exp_avg.{NORM}": torch.ones(33)}),
+     rf"the optimizer's exp_avg of {NORM} is \(33,\), that \(32,\)"),
 ])
 def test_state_with_a_tensor_missing_or_left_over_is_refused(data, tmp_path, change, message):
     run_train(data, tmp_path / "run", max_iters=3)
