@@ -1,8 +1,11 @@
 """What a batch system, a mistyped command or a foreign file does to runs: one line, and nothing lost."""
 import json
 import os
+import shlex
 import shutil
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
@@ -12,6 +15,7 @@ from safetensors.torch import load_file, save_file
 import distill
 import train
 from helpers import (
+    ROOT,
     TINY,
     assert_same,
     distill_config,
@@ -24,6 +28,7 @@ from helpers import (
     weights,
 )
 from lib.checkpoints import find_checkpoint, load_checkpoint, load_state
+from lib.configurator import configure
 from lib.files import sha256
 from lib.runs import Keeper
 
@@ -201,3 +206,20 @@ def test_skipped_steps_are_counted_across_a_signal(data, tmp_path, monkeypatch):
         run_train(data, tmp_path / "r", **change)
     run_train(data, tmp_path / "r", resume=True, **change)
     assert [(r["step"], r["skipped"]) for r in records(tmp_path / "r")] == [(4, 0), (8, 1)]
+
+
+# --- streams and names ----------------------------------------------------------------------------
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+def test_closed_streams_do_not_end_a_run(data, tmp_path, closed):
+    """As of a daemon: it trains to its end, and its log is metrics.jsonl."""
+    flags = flags_of({**TINY, "data_dir": data, "out_dir": tmp_path / "r"})
+    command = shlex.join([sys.executable, os.path.join(ROOT, "train.py"), *flags])
+    done = subprocess.run(["bash", "-c", f"{command} {closed}"], env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0 and [r["step"] for r in records(tmp_path / "r")] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path):
+    with pytest.raises(SystemExit, match="'out_dir' wants a name in UTF-8") as e:
+        configure(train.TrainConfig, ["--out_dir=" + os.fsdecode(b"out/\xff")])
+    assert "\n" not in str(e.value)
