@@ -183,7 +183,8 @@ def measure(teachers, cfg, machine, data, keeper):
     """Validation loss of each teacher and of their mean, printed and kept with the run."""
     def val_ce(members):
         return evaluate(partial(ensemble_logits, members), data.val, cfg, machine)
-    each, ensemble = [val_ce([teacher]) for teacher in teachers], val_ce(teachers)
+    each = [val_ce([teacher]) for teacher in teachers]
+    ensemble = val_ce(teachers) if len(teachers) > 1 else each[0]
     if machine.rank == 0:
         for path, ce in zip(cfg.teachers, each):
             print(f"teacher {path}: validation loss {ce:.4f}")

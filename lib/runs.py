@@ -38,7 +38,7 @@ from lib.shards import data_sha256
 
 
 class Keeper:
-    """Of a pre-training run. tools/finetune.py has another, which overrides `validate` and `save`."""
+    """Of a pre-training run. That of tools/finetune.py announces, validates, saves and ends otherwise."""
 
     measure = "validation loss (nats per token)"  # what the best checkpoint has least of
     stopped = "and saved; go on with --resume"

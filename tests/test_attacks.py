@@ -21,6 +21,7 @@ from helpers import (
     distill_config,
     flags_of,
     records,
+    reseal,
     run_train,
     start_torchrun,
     torchrun,
@@ -29,17 +30,7 @@ from helpers import (
 )
 from lib.checkpoints import find_checkpoint, load_checkpoint, load_state
 from lib.configurator import configure
-from lib.files import sha256
 from lib.runs import Keeper
-
-
-def reseal(folder, file):
-    """Give a changed file of a checkpoint its right checksum."""
-    sums = os.path.join(folder, "sha256.json")
-    with open(sums) as f:
-        known = json.load(f)
-    with open(sums, "w") as f:
-        json.dump({**known, file: sha256(os.path.join(folder, file))}, f)
 
 
 @pytest.fixture
