@@ -79,27 +79,37 @@ class Transformer(nn.Module):
 
     def __init__(self, cfg):
         super().__init__()
+        self.cfg = cfg
         self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.n_embd)
         self.embed_positions = nn.Embedding(cfg.block_size, cfg.n_embd) if cfg.arch == "gpt2" else None
         self.drop = nn.Dropout(cfg.dropout)
         self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
         self.norm = make_norm(cfg)
-        rope = rope_table(cfg) if cfg.arch == "llama" else (None, None)
+        rope = rope_table(cfg, cfg.block_size) if cfg.arch == "llama" else (None, None)
         self.register_buffer("cos", rope[0], persistent=False)  # (block_size, D)
         self.register_buffer("sin", rope[1], persistent=False)
 
-    def forward(self, x):
+    def forward(self, x, positions=None, mask=None):
+        """positions (B, T), where they are not 0, 1, 2, ...; mask (B, 1, T, T), True where a position sees
+        another, where that is not all those before it (lib/scoring.py reads texts as trees)."""
         T = x.shape[1]
         h = x if x.is_floating_point() else self.embed_tokens(x)  # (B, T, C)
         if self.embed_positions is not None:
-            h = h + self.embed_positions(torch.arange(T, device=x.device))
+            h = h + self.embed_positions(torch.arange(T, device=x.device) if positions is None else positions)
             rope = None
-        else:
+        elif positions is None:
             rope = self.cos[:T], self.sin[:T]
+        else:
+            rope = self.cos[positions][:, None], self.sin[positions][:, None]  # (B, 1, T, D)
         h = self.drop(h)
         for layer in self.layers:
-            h = layer(h, rope)
+            h = layer(h, rope, mask)
         return self.norm(h)
+
+    def extend(self, positions):
+        """Let a Llama read on past its block_size: rotary angles are computed for as many positions."""
+        cos, sin = rope_table(self.cfg, positions)
+        self.cos, self.sin = cos.to(self.cos), sin.to(self.sin)
 
     def compile_layers(self, dynamic=False):
         """Compile each layer in place. One after another and not as a whole: layers alike compile once,
@@ -120,8 +130,8 @@ class Block(nn.Module):
         self.mlp = SwiGLU(cfg) if cfg.arch == "llama" else MLP(cfg)
         self.drop = nn.Dropout(cfg.dropout)
 
-    def forward(self, h, rope):
-        h = h + self.drop(self.self_attn(self.input_layernorm(h), rope))
+    def forward(self, h, rope, mask=None):
+        h = h + self.drop(self.self_attn(self.input_layernorm(h), rope, mask))
         return h + self.drop(self.mlp(self.post_attention_layernorm(h)))
 
 
@@ -139,7 +149,7 @@ class Attention(nn.Module):
         self.o_proj = nn.Linear(self.n_head * head_dim, cfg.n_embd, bias)
         self.dropout, self.causal = max(cfg.dropout, cfg.attn_dropout), cfg.causal
 
-    def forward(self, x, rope):
+    def forward(self, x, rope, mask=None):
         B, T, C = x.shape
         q = self.q_proj(x).view(B, T, self.n_head, -1).transpose(1, 2)     # (B, H, T, D)
         k = self.k_proj(x).view(B, T, self.n_kv_head, -1).transpose(1, 2)  # (B, H_kv, T, D)
@@ -149,8 +159,8 @@ class Attention(nn.Module):
         # on CPU torch's fused attention takes several times as long backward as the plain formula
         with sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else contextlib.nullcontext():
             y = F.scaled_dot_product_attention(
-                q, k, v, is_causal=self.causal, enable_gqa=self.n_kv_head < self.n_head,
-                dropout_p=self.dropout if self.training else 0.0)
+                q, k, v, mask, self.dropout if self.training else 0.0,
+                is_causal=self.causal and mask is None, enable_gqa=self.n_kv_head < self.n_head)
         return self.o_proj(y.transpose(1, 2).reshape(B, T, C))
 
 
@@ -183,16 +193,17 @@ def make_norm(cfg):
     return (nn.RMSNorm if cfg.arch == "llama" else nn.LayerNorm)(cfg.n_embd, cfg.norm_eps)
 
 
-def rope_table(cfg):
-    """cos and sin of position * theta^(-2i/D), each (block_size, D), the D/2 angles twice over."""
+def rope_table(cfg, positions):
+    """cos and sin of position * theta^(-2i/D), each (positions, D), the D/2 angles twice over."""
     head_dim = cfg.n_embd // cfg.n_head
     freqs = cfg.rope_theta ** (-torch.arange(0, head_dim, 2).float() / head_dim)
-    angles = torch.outer(torch.arange(cfg.block_size).float(), freqs).repeat(1, 2)
+    angles = torch.outer(torch.arange(positions).float(), freqs).repeat(1, 2)
     return angles.cos(), angles.sin()
 
 
 def rotate(x, cos, sin):
-    """Rotary position embedding, half-split: pairs are (i, i + D/2). x (B, H, T, D), cos (T, D)."""
+    """Rotary position embedding, half-split: pairs are (i, i + D/2). x (B, H, T, D), cos (T, D) or
+    (B, 1, T, D)."""
     a, b = x.float().chunk(2, dim=-1)
     return (x * cos + torch.cat((-b, a), dim=-1) * sin).type_as(x)
 

@@ -1,5 +1,6 @@
 """Tokenizers in a file: sentencepiece models and tiktoken's ranks."""
 import base64
+import itertools
 import os
 import re
 import sys
@@ -38,6 +39,16 @@ class SentencePieceTokenizer:
     def encode(self, text):
         """Token ids of `text` (after the model's normalisation), without special tokens."""
         return self.sp.encode(unicodedata.normalize("NFKC", text) if self.nfkc else text)
+
+    def normalized(self, text):
+        return (unicodedata.normalize("NFKC", text) if self.nfkc else text).replace("\u2581", " ")
+
+    def encode_with_ends(self, text):
+        """Token ids, and where each ends in the bytes of normalized(text)."""
+        ids = self.encode(text)
+        sizes = [1 if self.sp.is_byte(i) else len(self.sp.id_to_piece(i).replace("\u2581", " ").encode())
+                 for i in ids]
+        return ids, token_ends(sizes, self.normalized(text), self.file)
 
     def decode(self, ids):
         return self.sp.decode([int(i) for i in ids])
@@ -94,8 +105,7 @@ class TiktokenTokenizer:
         self.nfkc = spec.get("nfkc", False)
 
     def encode(self, text):
-        if self.nfkc:
-            text = unicodedata.normalize("NFKC", text)
+        text = self.normalized(text)
         data = text.encode()
         if len(data.translate(None, self.missing)) == len(data) and not LONG_RUN.search(text):
             try:
@@ -120,11 +130,28 @@ class TiktokenTokenizer:
                      f"{PATIENCE} s ({type(e).__name__}); use another tokenizer")
         return ids
 
+    def normalized(self, text):
+        return unicodedata.normalize("NFKC", text) if self.nfkc else text
+
+    def encode_with_ends(self, text):
+        """Token ids, and where each ends in the bytes of normalized(text)."""
+        ids = self.encode(text)
+        sizes = [len(self.bpe.decode_single_token_bytes(i)) for i in ids]
+        return ids, token_ends(sizes, self.normalized(text), self.file)
+
     def decode(self, ids):
         return self.bpe.decode([int(i) for i in ids])
 
     def splits_at_blanks(self):
         return False
+
+
+def token_ends(sizes, text, file):
+    """Where tokens of so many bytes end in a text. Some tokenizers put a blank before it."""
+    added = sum(sizes) - len(text.encode())
+    if added not in (0, 1):
+        sys.exit(f"error: {file} drops or adds characters in {text[:40]!r}: its tokens' places are not known")
+    return [end - added for end in itertools.accumulate(sizes)]
 
 
 def load_tokenizer(path):
