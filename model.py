@@ -156,8 +156,10 @@ class Attention(nn.Module):
         v = self.v_proj(x).view(B, T, self.n_kv_head, -1).transpose(1, 2)
         if rope is not None:
             q, k = rotate(q, *rope), rotate(k, *rope)
-        # on CPU torch's fused attention takes several times as long backward as the plain formula
-        with sdpa_kernel(SDPBackend.MATH) if x.device.type == "cpu" else contextlib.nullcontext():
+        # on CPU torch's fused attention takes several times as long backward as the plain formula; trees of
+        # tokens, which have a mask, are only read
+        plain = x.device.type == "cpu" and mask is None
+        with sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext():
             y = F.scaled_dot_product_attention(
                 q, k, v, mask, self.dropout if self.training else 0.0,
                 is_causal=self.causal and mask is None, enable_gqa=self.n_kv_head < self.n_head)
