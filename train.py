@@ -181,18 +181,20 @@ def make_optimizers(trainee, cfg):
     there may be more, for other parameters. A group with an 'lr_scale' has so many times the learning
     rate."""
     params = [p for p in trainee.parameters() if p.requires_grad]
+    of_vectors = cfg.weight_decay if getattr(cfg, "decay_all", False) else 0.0
     groups = [dict(params=[p for p in params if p.dim() >= 2], weight_decay=cfg.weight_decay),
-              dict(params=[p for p in params if p.dim() < 2], weight_decay=0.0)]
+              dict(params=[p for p in params if p.dim() < 2], weight_decay=of_vectors)]
     return [torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=cfg.adam_eps,
                               fused=True, maximize=getattr(cfg, "ascent", False))]
 
 
 def learning_rate(cfg, step, total):
     """Linear warm-up to learning_rate over warmup_iters steps, then half a cosine or a line to min_lr at
-    the last. The warm-up's steps are 1/(warmup_iters + 1) and so on; Hugging Face's begin with a step at
-    0."""
+    the last. The warm-up's steps are 1/(warmup_iters + 1) and so on; Hugging Face's begin with a step at 0,
+    and with warmup_from_0 (tools/finetune.py) these do."""
     if step < cfg.warmup_iters:
-        return cfg.learning_rate * (step + 1) / (cfg.warmup_iters + 1)
+        first = 0 if getattr(cfg, "warmup_from_0", False) else 1
+        return cfg.learning_rate * (step + first) / (cfg.warmup_iters + first)
     progress = (step - cfg.warmup_iters) / max(total - cfg.warmup_iters, 1)
     cosine = 0.5 * (1 + math.cos(math.pi * progress))
     share = {"cosine": cosine, "linear": 1 - progress, "constant": 1.0}[cfg.schedule]

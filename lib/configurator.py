@@ -91,8 +91,9 @@ def configure(cls, argv=None, others=False):
     """The settings `cls` (a dataclass with defaults) after config files and flags.
 
     argv: list of arguments, default sys.argv[1:]. others: config files may hold settings of other
-    scripts too. Prints the commented dataclass and exits on --help. Raises SystemExit with one line that
-    names the setting, the value and the remedy.
+    scripts too. A class with a method `from_given` is made by it, of what was said alone. Prints the
+    commented dataclass and exits on --help. Raises SystemExit with one line that names the setting, the
+    value and the remedy.
     """
     argv = sys.argv[1:] if argv is None else argv
     if "--help" in argv or "-h" in argv:
@@ -108,7 +109,7 @@ def configure(cls, argv=None, others=False):
             sys.exit(f"error: '{flag}' is not a setting; write --key=value, or --help for the list")
         key, equals, text = flag[2:].partition("=")
         values[key] = checked(types, key, parsed(types, key, text) if equals else True, flag)
-    return cls(**values)
+    return getattr(cls, "from_given", cls)(**values)
 
 
 def read_config_file(path):

@@ -169,7 +169,7 @@ def test_tokens_head_and_steps_are_transformers(kind, data, teachers, tmp_path):
         torch.nn.utils.clip_grad_norm_(theirs.parameters(), 1.0)
         optimizer.step()
     machine = Machine(torch.device("cpu"), micro_batch=16)
-    keeper = TaskKeeper(cfg, machine, texts, examples, 2)
+    keeper = TaskKeeper(cfg, machine, texts, examples, "rte", 2)
     train(cfg, machine, texts, Trainee(Ensemble([ours])), finetune.classification_loss, keeper)
     norm = theirs.transformer.ln_f if kind == "gpt2" else theirs.model.norm
     assert (ours.lm_head.weight - theirs.score.weight).abs().max() < 1e-5
@@ -362,12 +362,14 @@ def test_what_is_read_and_what_is_reported():
 
 def test_the_table_is_a_mean_over_tasks(capsys):
     """In which mnli counts twice."""
-    finetune.table({"cola": {"1": dict(mcc=0.2, accuracy=0.9), "2": dict(mcc=0.4, accuracy=0.9)},
-                    "mnli": {"1": dict(accuracy=0.5), "2": dict(accuracy=0.5)},
-                    "mnli-mm": {"1": dict(accuracy=0.6), "2": dict(accuracy=0.6)}})
+    results = {"cola": {"1": dict(mcc=0.2, accuracy=0.9), "2": dict(mcc=0.4, accuracy=0.9)},
+               "mnli": {"1": dict(accuracy=0.5), "2": dict(accuracy=0.5)},
+               "mnli-mm": {"1": dict(accuracy=0.6), "2": dict(accuracy=0.6)}}
+    finetune.table(results, FinetuneConfig(patience=1))
     out = capsys.readouterr().out
     assert "| cola | mcc | 2 | 30.0 | 14.1 |" in out
-    assert "| mean of 3 tasks (the official score has 11) | | | 46.7 | |" in out
+    assert "| mean of 3 tasks (the official score of 2024 has 11) | | | 46.7 | |" in out
+    assert "\nby the rules of 2024 but for patience: 3 -> 1\n" in out
 
 
 def test_odd_files_are_refused_before_training(teachers, tmp_path):

@@ -1,16 +1,20 @@
-"""Fine-tune on (Super)GLUE by the rules of the 2024 BabyLM pipeline.
+"""Fine-tune on (Super)GLUE by the rules of the BabyLM pipelines of 2024, 2025 or 2026.
 
+    python -m tools.finetune --ckpt=out/babyllama --data=glue_filtered --rules=2026   # all as it is official
     python -m tools.finetune --ckpt=out/babyllama --data=glue_filtered --tasks=rte,wsc --seeds=12,13,14
     python -m tools.finetune config/glue/babyllama2.py --ckpt=out/babyllama2  # a paper's settings, by task
     python -m tools.finetune config/glue/lora.py --ckpt=out/a,out/b           # LoRA; averaged logits
 
-A text is its tokens, a pair the tokens of both one after the other: no <s>, no separator. Pairs longer than
-max_length lose tokens at the end of the longer text. A head without bias reads the final hidden state of the
-last token. The best epoch, chosen on the validation set that the scores are also on, counts: official, and
-optimistic. What results.json in out_dir has is not done again; it must be of the same settings, weights and
-texts.
+A text is its tokens, a pair the tokens of both one after the other, without a separator; since 2025 <s>
+comes before each where training had it. Pairs longer than max_length lose tokens at the end of the longer
+text. A head reads the final hidden state of the last token (2025: of the first). The best epoch, chosen on
+the validation set that the scores are also on, counts: official, and optimistic. What results.json in out_dir
+has is not done again; it must be of the same settings, weights and texts.
 
-Shapes: B texts, T tokens of the longest, K labels.
+The defaults below are those of 2024. --rules=2025 and 2026 have others, SINCE_2025 in the code. Config files
+and flags win over both, and what they change is named where the scores are printed.
+
+Shapes: B texts, T tokens of the longest, C width, K labels.
 """
 import glob
 import math
@@ -45,6 +49,7 @@ from train import LoopConfig, Trainee, check_loop_config, train
 
 @dataclass
 class FinetuneConfig(LoopConfig):
+    rules: Literal["2024", "2025", "2026"] = "2024"  # whose head, tokens, batches, choice of the best epoch
     ckpt: tuple[str, ...] = ()     # run or checkpoint folder; several: trained as one, of averaged logits
     data: str = "glue_filtered"    # folder of <task>.train.jsonl and <task>.valid.jsonl, or one for each task
     tasks: tuple[str, ...] = ()    # cola sst2 mrpc qqp mnli (mnli-mm with it) qnli rte boolq multirc wsc
@@ -52,12 +57,16 @@ class FinetuneConfig(LoopConfig):
     seeds: tuple[str, ...] = ("12",)
     out_dir: str = "out/glue"
     max_length: int = 128          # tokens
+    bos: Literal["auto", "yes", "no"] = "auto" # <s> before each text. auto: since 2025, if training had it
     lora_rank: int = 0             # 0 = all weights are trained; else adapters of this rank, and the head
     lora_alpha: float = 16.0
     lora_dropout: float = 0.1
     warmup_share: float = 0.0      # of all steps, in the place of warmup_iters
+    warmup_from_0: bool = False    # the first step has rate 0
+    min_lr_share: float = 0.0      # of learning_rate, in the place of min_lr
+    decay_all: bool = False        # weight_decay on biases and norms too
     formats: Literal["full", "lora"] = "full"  # how multirc and wsc read: the pipeline's two scripts differ
-    select: Literal["score", "loss"] = "score" # the best epoch: binary F1 (accuracy of three labels), or loss
+    select: Literal["score", "loss"] = "score" # the best epoch: score by the rules, or validation loss
     predictions: str = ""          # also add the first seed's to this .json.gz (the 2024 challenge's form)
     keep_model: bool = False       # also write the fine-tuned weights
     # the pipeline's defaults
@@ -69,6 +78,13 @@ class FinetuneConfig(LoopConfig):
     patience: int = 3              # validations without a gain of 0.001
     eval_interval: int = 0         # validate after each epoch; the 2023 pipeline: 200 steps
     dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+
+    @classmethod
+    def from_given(cls, **given):
+        """The settings that are given, the others as the rules have them."""
+        settings = RULES[given.get("rules", cls.rules)].settings
+        by_task = [line for line in settings.get("per_task", ()) if not any(f"--{k}=" in line for k in given)]
+        return cls(**{**settings, **given, "per_task": (*by_task, *given.get("per_task", ()))})
 
 
 # task: (first text, second text, metric that is reported), texts as templates over a line's fields
@@ -90,21 +106,41 @@ LORA_FORMATS = {
     "wsc": ("{text}", 'Does "{span2_text}" refer to "{span1_text}"?', "accuracy"),
 }
 
+# what --rules=2025 and 2026 say where the user says nothing
+SINCE_2025 = dict(
+    tasks=("boolq", "mnli", "mrpc", "multirc", "qqp", "rte", "wsc"), seeds=("42",), max_length=512,
+    learning_rate=3e-5, warmup_share=0.06, warmup_from_0=True, schedule="cosine", min_lr_share=0.1,
+    weight_decay=0.01, decay_all=True, grad_clip=0.0, epochs=10, batch_size=32, patience=0,
+    per_task=("boolq --batch_size=16", "multirc --batch_size=16", "wsc --epochs=30"))
+TRAIN_TEXTS = dict(mnli=10_000, qqp=10_000)  # since 2025, drawn by the organisers
+
+
+class Rules(NamedTuple):
+    head: str        # "linear", without bias, or "mlp"
+    reads: str       # the "first" token's final hidden state, or the "last" one's
+    padding: str     # "left": GPT-2's positions count the padding before a text
+    last_batch: str  # of an epoch, where it is not whole: "kept" or "dropped"
+    best_by: str     # "f1" of two labels, accuracy of three; or the score that is "reported"
+    tasks: tuple     # whose mean is the score
+    settings: dict   # that are not the defaults
+
+
+RULES = {
+    "2024": Rules("linear", "last", "right", "kept", "f1", tuple(TASKS), {}),
+    "2025": Rules("mlp", "first", "right", "dropped", "reported", SINCE_2025["tasks"], SINCE_2025),
+    "2026": Rules("mlp", "last", "left", "dropped", "reported", SINCE_2025["tasks"], SINCE_2025),
+}
+
 
 def main(cfg):
     check(cfg)
     models, tokenizer, _ = load_ensemble(cfg.ckpt, torch.device("cpu"))
-    block_size = min(m.cfg.block_size for m in models)
+    shapes = [model.cfg for model in models]
     del models
+    cfg = with_bos_decided(cfg, tokenizer)
     plan = [(task, task_config(cfg, task, seed)) for task in dict.fromkeys(cfg.tasks) for seed in cfg.seeds]
     with_first_seed = plan[::len(cfg.seeds)]
-    for task, task_cfg in with_first_seed:  # mistakes show before the first is trained
-        check(task_cfg)
-        fits = task_cfg.max_length <= block_size
-        need(task_cfg, max_length=(fits, f"at most the model's block_size={block_size}"))
-        _, labels = read_examples(task_cfg, task, "train", tokenizer)
-        for name in scored_on(task_cfg, task):
-            read_examples(task_cfg, name, "valid", tokenizer, labels)
+    look_ahead(cfg, with_first_seed, tokenizer, shapes)
     if cfg.predictions:
         read_predictions(cfg.predictions)
     os.makedirs(cfg.out_dir, exist_ok=True)
@@ -114,11 +150,11 @@ def main(cfg):
     results = read_results(path)
     for task, task_cfg in plan if cfg.overwrite else without_result(plan, results, path):
         seed, origin = str(task_cfg.seed), origin_of(task_cfg, task)
-        print(f"\n=== {task}, seed {seed}", flush=True)
+        print(f"\n=== {task}, seed {seed}, rules of {cfg.rules}", flush=True)
         scores, predicted, interrupted = finetune(task_cfg, task, tokenizer)
         write_json(os.path.join(task_cfg.out_dir, "predictions.json"), predicted)
         for name, score in scores.items():  # mnli brings mnli-mm
-            results.setdefault(name, {})[seed] = {**origin, **score}
+            results.setdefault(name, {})[seed] = {"rules": cfg.rules, **origin, **score}
         write_json(path, results)
         if interrupted:
             sys.exit(f"stopped by a signal; {task}, seed {seed} is done, the same command goes on")
@@ -128,7 +164,7 @@ def main(cfg):
             add_predictions(cfg.predictions, {"glue": predicted})
     seeds = {str(task_cfg.seed) for _, task_cfg in plan}
     table({name: {seed: row for seed, row in results.get(name, {}).items() if seed in seeds}
-           for task in cfg.tasks for name in scored_on(cfg, task)})
+           for task in cfg.tasks for name in scored_on(cfg, task)}, cfg)
 
 
 def check(cfg):
@@ -136,19 +172,83 @@ def check(cfg):
     check_loop_config(cfg)
     if not cfg.ckpt or not cfg.tasks:
         sys.exit("error: say which model learns what: --ckpt=out/run --tasks=rte,wsc")
-    known = [task for task in TASKS if task != "mnli-mm"]
+    rules = RULES[cfg.rules]
+    known = [task for task in rules.tasks if task != "mnli-mm"]
     for task in cfg.tasks:
         if task not in known:
-            sys.exit(f"error: tasks: no task '{task}'; there are {', '.join(known)} (mnli brings mnli-mm)")
+            sys.exit(f"error: tasks: no task '{task}' in {cfg.rules}; there are {', '.join(known)}"
+                     + " (mnli brings mnli-mm)" * ("mnli-mm" in rules.tasks))
     check_seeds(cfg.seeds)
     need(cfg,
          seeds=(cfg.seeds, "one or more"),
-         max_length=(cfg.max_length > 0, "at least 1"),
+         max_length=(cfg.max_length > (0 if cfg.rules == "2024" else 2), "at least 1 (since 2025: 3)"),
+         bos=(cfg.bos == "auto" or cfg.rules != "2024", "auto by the rules of 2024, which have no <s>"),
+         predictions=(not cfg.predictions or cfg.rules == "2024",
+                      f"left out by the rules of {cfg.rules}: out_dir has a predictions.json of each task"),
+         keep_model=(not cfg.keep_model or rules.head == "linear",
+                     f"False by the rules of {cfg.rules}: no checkpoint has their head"),
+         min_lr_share=(not (cfg.min_lr_share and cfg.min_lr), f"0 where min_lr={cfg.min_lr}"),
          resume=(not cfg.resume, "False: the same command goes on with the tasks and seeds that are missing"),
          lora_dropout=(cfg.lora_dropout < 1, "below 1"),
-         warmup_share=(cfg.warmup_share < 1, "below 1"))
+         warmup_share=(cfg.warmup_share < 1 and not (cfg.warmup_share and cfg.warmup_iters),
+                       f"below 1, and 0 where warmup_iters={cfg.warmup_iters} is not 0"))
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         sys.exit("error: tools.finetune runs in one process; start it without torchrun")
+
+
+def with_bos_decided(cfg, tokenizer):
+    """cfg with yes or no for auto: whether <s> stood before the lines or documents trained on."""
+    if cfg.rules == "2024":
+        return cfg
+    prepared = [read_checkpoint_config(find_checkpoint(path))["bos"] in ("line", "document")
+                for path in cfg.ckpt]
+    if cfg.bos == "auto" and len(set(prepared)) > 1:
+        sys.exit("error: of these models some were trained with <s>, some without; say --bos=yes or no")
+    bos = cfg.bos if cfg.bos != "auto" else "yes" if prepared[0] else "no"
+    if bos == "yes" and tokenizer.bos is None:
+        sys.exit("error: the tokenizer has no <s>; use --bos=no")
+    return replace(cfg, bos=bos)
+
+
+def look_ahead(cfg, plan, tokenizer, shapes):
+    """Exit at the first mistake in any task's settings or texts, before the first is trained."""
+    longest = {}
+    for task, task_cfg in plan:
+        check(task_cfg)
+        block_size = min(shape.block_size for shape in shapes)
+        fits = cfg.rules != "2024" or task_cfg.max_length <= block_size
+        need(task_cfg, max_length=(fits, f"at most the model's block_size={block_size}"))
+        texts, labels = read_examples(task_cfg, task, "train", tokenizer)
+        check_count(task_cfg, task, len(texts))
+        for name in scored_on(task_cfg, task):
+            texts += read_examples(task_cfg, name, "valid", tokenizer, labels)[0]
+        longest[task] = max(len(text.ids) for text in texts)
+    check_positions(shapes, longest)
+    if RULES[cfg.rules].reads == "first":
+        print(f"notice: by the rules of {cfg.rules} the first token is read, which sees no other"
+              + (": <s>, the same for all texts" if cfg.bos == "yes" else ""))
+
+
+def check_count(cfg, task, n):
+    """Of a task's n texts to train on."""
+    if RULES[cfg.rules].last_batch == "dropped":
+        need(cfg, batch_size=(cfg.batch_size <= n, f"at most {task}'s {n} texts: only whole batches count"))
+    if cfg.rules != "2024" and n != TRAIN_TEXTS.get(task, n):
+        print(f"notice: {task} has {n:,} texts to train on; those of the rules of {cfg.rules} are "
+              f"{TRAIN_TEXTS[task]:,}")
+
+
+def check_positions(shapes, longest):
+    """Refuse what is longer than a GPT-2 has positions, which it has learned; rotary ones go on for ever."""
+    for shape in shapes:
+        for task, n in longest.items():
+            if shape.arch == "gpt2" and n > shape.block_size:
+                sys.exit(f"error: {task} has texts of {n} tokens, but a GPT-2 no more than its block_size="
+                         f"{shape.block_size} positions; --max_length={shape.block_size} reads less of them, "
+                         "which is not official")
+        if shape.block_size < max(longest.values()):
+            print(f"notice: a Llama of block_size={shape.block_size} reads texts of up to "
+                  f"{max(longest.values())} tokens")
 
 
 NOT_PER_TASK = ("ckpt", "data", "tasks", "per_task", "seeds", "out_dir", "predictions", "resume", "overwrite")
@@ -165,7 +265,7 @@ def task_config(cfg, task, seed):
             sys.exit(f"error: per_task: '{line}' is not 'task --key=value ...'")
         for key, _, text in (flag[2:].partition("=") for flag in flags if name == task):
             several = key == "seed" and len(cfg.seeds) > 1
-            if key in NOT_PER_TASK or several:
+            if key in (*NOT_PER_TASK, "rules") or several:
                 sys.exit(f"error: per_task '{line}': {key} cannot be set for one task alone"
                          + " where there are several seeds" * several)
             values[key] = checked(types, key, parsed(types, key, text), f"per_task '{line}'")
@@ -176,7 +276,8 @@ def task_config(cfg, task, seed):
 
 def scored_on(cfg, task):
     """The tasks that a task's model is scored on."""
-    return [task, "mnli-mm"] if task == "mnli" and find_files(cfg, "mnli-mm", "valid") else [task]
+    mismatched = task == "mnli" and "mnli-mm" in RULES[cfg.rules].tasks
+    return [task, "mnli-mm"] if mismatched and find_files(cfg, "mnli-mm", "valid") else [task]
 
 
 # --- results: made once, and told from those of other settings ------------------------------------
@@ -243,10 +344,11 @@ def finetune(cfg, task, tokenizer):
     examples, labels = read_examples(cfg, task, "train", tokenizer)
     valid, _ = read_examples(cfg, task, "valid", tokenizer, labels)
     data = Examples(cfg, examples, device)
-    if cfg.warmup_share:
-        cfg = replace(cfg, warmup_iters=math.ceil(cfg.warmup_share * data.total))
+    cfg = with_shares(cfg, data.total)
     ensemble = new_ensemble(cfg, len(labels), device)
-    keeper = TaskKeeper(cfg, machine, data, valid, len(labels))
+    for model in ensemble.models:
+        model.extend(max(len(text.ids) for text in examples + valid))
+    keeper = TaskKeeper(cfg, machine, data, valid, task, len(labels))
     train(cfg, machine, data, Trainee(ensemble), classification_loss, keeper)
     ensemble.load_state_dict(keeper.best_weights)
     ensemble.eval()
@@ -260,15 +362,32 @@ def finetune(cfg, task, tokenizer):
     return scores, predicted, bool(keeper.signals)
 
 
+def with_shares(cfg, total):
+    """cfg with its shares of all steps and of the rate as numbers."""
+    if cfg.warmup_share:
+        whole = math.ceil if cfg.rules == "2024" else int
+        cfg = replace(cfg, warmup_iters=whole(cfg.warmup_share * total))
+    if cfg.min_lr_share:
+        cfg = replace(cfg, min_lr=cfg.min_lr_share * cfg.learning_rate)
+    return cfg
+
+
+def best_by(cfg, task, n_labels):
+    """The score that the best epoch has most of."""
+    if RULES[cfg.rules].best_by == "reported":
+        return TASKS[task][2]
+    return "f1" if n_labels == 2 else "accuracy"
+
+
 class TaskKeeper(Keeper):
     """Of a fine-tuning run: keeps the best epoch, in memory. On disk there is its log alone."""
 
     stopped = "with nothing of this run kept; the same command begins it again"
 
-    def __init__(self, cfg, machine, data, valid, n_labels):
+    def __init__(self, cfg, machine, data, valid, task, n_labels):
         super().__init__(cfg, machine, data)
-        self.valid, self.n_labels = valid, n_labels
-        self.measure = "1 - F1" if n_labels == 2 else "1 - accuracy"
+        self.valid, self.n_labels, self.best_by = valid, n_labels, best_by(cfg, task, n_labels)
+        self.measure = "1 - " + self.best_by.replace("f1", "F1")
         if cfg.select == "loss":
             self.measure = "validation loss"
 
@@ -281,7 +400,7 @@ class TaskKeeper(Keeper):
         ensemble = self.trainee.student.eval()
         scores, predicted = validation(ensemble, self.valid, self.machine)
         ensemble.train()
-        value = 1 - scores["f1" if self.n_labels == 2 else "accuracy"]
+        value = 1 - scores[self.best_by]
         if self.cfg.select == "loss":
             value = scores["val_ce"]
         if value < self.best:
@@ -340,11 +459,13 @@ def save_members(cfg, task, ensemble, labels, scores):
 def new_ensemble(cfg, n_labels, device):
     """The checkpoints' models with new heads, random by `seed`."""
     torch.manual_seed(cfg.seed)
-    models = [classifier(load_checkpoint(path)[0], n_labels).to(device) for path in cfg.ckpt]
+    rules = RULES[cfg.rules]
+    make = classifier if rules.head == "linear" else mlp_classifier
+    models = [make(load_checkpoint(path)[0], n_labels).to(device) for path in cfg.ckpt]
     if cfg.lora_rank:
         for model in models:
             add_lora(model, cfg)
-    return Ensemble(models)
+    return Ensemble(models, rules.padding)
 
 
 def classifier(model, n_labels):
@@ -354,18 +475,39 @@ def classifier(model, n_labels):
     return new.train()
 
 
+def mlp_classifier(model, n_labels):
+    """The same with the head of 2025 and 2026; its norms have no weights."""
+    C = model.cfg.n_embd
+    model.lm_head = nn.Sequential(
+        nn.LayerNorm(C, elementwise_affine=False), nn.Linear(C, C), nn.GELU(),
+        nn.LayerNorm(C, elementwise_affine=False), nn.Dropout(0.1), nn.Linear(C, n_labels))
+    return model.train()
+
+
 class Ensemble(nn.Module):
     """Classifiers as one: the mean of their logits."""
 
-    def __init__(self, models):
+    def __init__(self, models, padding="right"):
         super().__init__()
-        self.models = nn.ModuleList(models)
+        self.models, self.padding = nn.ModuleList(models), padding
 
     def forward(self, batch):
         """(B, K), of the last token of each text."""
         rows = torch.arange(len(batch.x), device=batch.x.device)
-        members = [m.lm_head(m.model(batch.x)[rows, batch.last]).float() for m in self.models]
+        shifted = after_padding(batch) if self.padding == "left" else None
+        members = []
+        for m in self.models:
+            positions = shifted if m.cfg.arch == "gpt2" else None  # a Llama knows distances alone
+            members.append(m.lm_head(m.model(batch.x, positions)[rows, batch.last]).float())
         return sum(members) / len(members)
+
+
+def after_padding(batch):
+    """(B, T), the positions of tokens that stand behind their text's padding: transformers' GPT-2 counts from
+    the start of the padded row, so the longest text of a batch shifts the others."""
+    T = batch.x.shape[1]
+    padding = T - 1 - batch.last  # (B,)
+    return (torch.arange(T, device=batch.x.device) + padding[:, None]).clamp(max=T - 1)
 
 
 def classification_loss(trainee, batch):
@@ -433,7 +575,9 @@ class Examples:
 
     def __init__(self, cfg, examples, device):
         self.cfg, self.examples, self.device = cfg, examples, device
-        self.steps_per_epoch = math.ceil(len(examples) / cfg.batch_size)
+        whole = math.ceil if RULES[cfg.rules].last_batch == "kept" else math.floor
+        self.steps_per_epoch = whole(len(examples) / cfg.batch_size)
+        self.texts_per_epoch = min(len(examples), self.steps_per_epoch * cfg.batch_size)
         total = cfg.epochs * self.steps_per_epoch
         self.total = min(total, cfg.max_iters) if cfg.max_iters else total
         self.drawn = None  # the epoch whose order is at hand
@@ -452,7 +596,7 @@ class Examples:
 
     def seen(self, step):
         epochs, steps = divmod(step, self.steps_per_epoch)
-        return epochs * len(self.examples) + steps * self.cfg.batch_size
+        return epochs * self.texts_per_epoch + steps * self.cfg.batch_size
 
 
 def to_batch(examples, device):
@@ -479,7 +623,10 @@ def read_examples(cfg, task, split, tokenizer, labels=None):
     if not files:
         sys.exit(f"error: no {task}.{split}.jsonl in '{cfg.data}' or '{os.path.join(cfg.data, task)}'")
     first, second, _ = (LORA_FORMATS if cfg.formats == "lora" else {}).get(task, TASKS[task])
-    rows = [row for file in files for row in read_rows(file, (first, second), tokenizer, cfg.max_length)]
+    bos = [tokenizer.bos] if cfg.bos == "yes" else []
+    rows = [row for file in files for row in read_rows(file, (first, second), tokenizer, cfg.max_length, bos)]
+    if RULES[cfg.rules].reads == "first":  # which does not see the others
+        rows = [(ids[:1], label) for ids, label in rows]
     if not rows:
         sys.exit(f"error: {files[0]} is empty")
     try:
@@ -496,7 +643,7 @@ def read_examples(cfg, task, split, tokenizer, labels=None):
     return [Example(ids, labels.index(label)) for ids, label in rows], labels
 
 
-def read_rows(file, templates, tokenizer, max_length):
+def read_rows(file, templates, tokenizer, max_length, bos):
     """(tokens, label) of each line."""
     rows, fields = [], re.findall(r"{(\w+)}", "".join(templates))
     with open(regular(file), "rb") as f:
@@ -509,7 +656,7 @@ def read_rows(file, templates, tokenizer, max_length):
                 if not isinstance(row["label"], (int, str)):
                     raise TypeError(f"label is {row['label']!r}")
                 a, b = (tokenizer.encode(template.format(**row)) for template in templates)
-                rows.append((truncated(a, b, max_length) or [tokenizer.pad or 0], row["label"]))
+                rows.append((truncated(a, b, max_length, bos) or [tokenizer.pad or 0], row["label"]))
             except KeyError as e:
                 sys.exit(f"error: {file}, line {n + 1}: no field {e}")
             except (ValueError, TypeError, RuntimeError) as e:
@@ -517,12 +664,14 @@ def read_rows(file, templates, tokenizer, max_length):
     return rows
 
 
-def truncated(a, b, length):
-    """Two lists of tokens as one of at most `length`, tokens taken from the end of the longer list first."""
-    if len(a) + len(b) <= length:
-        return a + b
-    short = min(len(a), len(b), length // 2)
-    return a[:length - short] + b[:short] if len(a) > len(b) else a[:short] + b[:length - short]
+def truncated(a, b, length, bos=()):
+    """Two lists of tokens as one of at most `length`, with `bos` before each. What is too much is taken from
+    the end of the longer list first."""
+    room = length - 2 * len(bos)
+    if len(a) + len(b) > room:
+        short = min(len(a), len(b), room // 2)
+        a, b = (a[:room - short], b[:short]) if len(a) > len(b) else (a[:short], b[:room - short])
+    return [*bos, *a, *bos, *b]
 
 
 # --- what is written ------------------------------------------------------------------------------
@@ -531,8 +680,19 @@ def listed(task, predicted, labels):
     return {"predictions": [{"id": f"{task}_{i}", "pred": labels[p]} for i, p in enumerate(predicted)]}
 
 
-def table(results):
+def departures(cfg):
+    """What is not as the rules have it, in words; '' = nothing."""
+    official = type(cfg).from_given(rules=cfg.rules)
+    ignored = (*NOT_PER_TASK, *WHERE_AND_HOW, "seed", "bos")
+    changed = differences(asdict(official), asdict(cfg), ignored)
+    by_task = "settings by task" if set(cfg.per_task) - set(official.per_task) else ""
+    return ", ".join(filter(None, [changed, by_task]))
+
+
+def table(results, cfg):
     """A row a task: mean and standard deviation over seeds of what is reported."""
+    changed = departures(cfg)
+    print(f"\nby the rules of {cfg.rules}" + f" but for {changed}" * bool(changed))
     print("\n| task | metric | seeds | mean, % | standard deviation |\n|---|---|---:|---:|---:|")
     means = []
     for task in (t for t in TASKS if results.get(t)):
@@ -542,7 +702,8 @@ def table(results):
         means.append(statistics.mean(scores))
         print(f"| {task} | {metric} | {len(scores)} | {means[-1]:.1f} | {deviation} |")
     mean = statistics.mean(means)
-    print(f"| mean of {len(means)} tasks (the official score has {len(TASKS)}) | | | {mean:.1f} | |")
+    n = len(RULES[cfg.rules].tasks)
+    print(f"| mean of {len(means)} tasks (the official score of {cfg.rules} has {n}) | | | {mean:.1f} | |")
 
 
 if __name__ == "__main__":
