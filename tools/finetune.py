@@ -239,16 +239,16 @@ def check_count(cfg, task, n):
 
 
 def check_positions(shapes, longest):
-    """Refuse what is longer than a GPT-2 has positions, which it has learned; rotary ones go on for ever."""
+    """Refuse texts longer than a GPT-2, whose positions are learned; a Llama's are computed, and go on."""
     for shape in shapes:
+        block_size = shape.block_size
         for task, n in longest.items():
-            if shape.arch == "gpt2" and n > shape.block_size:
-                sys.exit(f"error: {task} has texts of {n} tokens, but a GPT-2 no more than its block_size="
-                         f"{shape.block_size} positions; --max_length={shape.block_size} reads less of them, "
-                         "which is not official")
-        if shape.block_size < max(longest.values()):
-            print(f"notice: a Llama of block_size={shape.block_size} reads texts of up to "
-                  f"{max(longest.values())} tokens")
+            if n > block_size and shape.arch == "gpt2":
+                sys.exit(f"error: {task} has texts of up to {n} tokens, a GPT-2 of block_size={block_size} "
+                         f"takes no more than that; --max_length={block_size} cuts them (not official)")
+        if max(longest.values()) > block_size:
+            print(f"notice: a Llama of block_size={block_size} reads texts of up to {max(longest.values())} "
+                  "tokens")
 
 
 NOT_PER_TASK = ("ckpt", "data", "tasks", "per_task", "seeds", "out_dir", "predictions", "resume", "overwrite")
@@ -265,7 +265,7 @@ def task_config(cfg, task, seed):
             sys.exit(f"error: per_task: '{line}' is not 'task --key=value ...'")
         for key, _, text in (flag[2:].partition("=") for flag in flags if name == task):
             several = key == "seed" and len(cfg.seeds) > 1
-            if key in (*NOT_PER_TASK, "rules") or several:
+            if key in (*NOT_PER_TASK, "rules", "bos") or several:
                 sys.exit(f"error: per_task '{line}': {key} cannot be set for one task alone"
                          + " where there are several seeds" * several)
             values[key] = checked(types, key, parsed(types, key, text), f"per_task '{line}'")
