@@ -108,8 +108,9 @@ class Transformer(nn.Module):
 
     def extend(self, positions):
         """Let a Llama read on past its block_size: rotary angles are computed for as many positions."""
-        cos, sin = rope_table(self.cfg, positions)
-        self.cos, self.sin = cos.to(self.cos), sin.to(self.sin)
+        if self.cos is not None and positions > len(self.cos):
+            cos, sin = rope_table(self.cfg, positions)
+            self.cos, self.sin = cos.to(self.cos), sin.to(self.sin)
 
     def compile_layers(self, dynamic=False):
         """Compile each layer in place. One after another and not as a whole: layers alike compile once,

@@ -43,6 +43,7 @@ from lib.configurator import check_seeds, checked, launch, need, non_defaults, p
 from lib.files import check_writable, lock, parse_json, read_json, regular, sha256, write_json
 from lib.machine import Machine, start_machine
 from lib.runs import Keeper, differences
+from lib.scoring import added_bos
 from model import LanguageModel
 from train import LoopConfig, Trainee, check_loop_config, train
 
@@ -200,14 +201,11 @@ def with_bos_decided(cfg, tokenizer):
     """cfg with yes or no for auto: whether <s> stood before the lines or documents trained on."""
     if cfg.rules == "2024":
         return cfg
-    prepared = [read_checkpoint_config(find_checkpoint(path))["bos"] in ("line", "document")
-                for path in cfg.ckpt]
-    if cfg.bos == "auto" and len(set(prepared)) > 1:
+    described = [read_checkpoint_config(find_checkpoint(path)) for path in cfg.ckpt]
+    tokens = {added_bos(d, tokenizer, cfg.bos) for d in described}
+    if len(tokens) > 1:
         sys.exit("error: of these models some were trained with <s>, some without; say --bos=yes or no")
-    bos = cfg.bos if cfg.bos != "auto" else "yes" if prepared[0] else "no"
-    if bos == "yes" and tokenizer.bos is None:
-        sys.exit("error: the tokenizer has no <s>; use --bos=no")
-    return replace(cfg, bos=bos)
+    return replace(cfg, bos="no" if None in tokens else "yes")
 
 
 def look_ahead(cfg, plan, tokenizer, shapes):
@@ -347,7 +345,7 @@ def finetune(cfg, task, tokenizer):
     cfg = with_shares(cfg, data.total)
     ensemble = new_ensemble(cfg, len(labels), device)
     for model in ensemble.models:
-        model.extend(max(len(text.ids) for text in examples + valid))
+        model.model.extend(max(len(text.ids) for text in examples + valid))
     keeper = TaskKeeper(cfg, machine, data, valid, task, len(labels))
     train(cfg, machine, data, Trainee(ensemble), classification_loss, keeper)
     ensemble.load_state_dict(keeper.best_weights)
