@@ -1,4 +1,6 @@
 """Fixtures: a small corpus from the demo's grammar, prepared, and tiny teachers."""
+import os
+
 import pytest
 import torch
 
@@ -39,6 +41,27 @@ def teachers(data, tmp_path_factory):
     for name, change in (("gpt2", GPT2), ("llama", {}), ("gqa", dict(n_head=4, n_kv_head=2, seed=3))):
         run_train(data, str(out / name), **change)
     return [str(out / name) for name in ("gpt2", "llama", "gqa")]
+
+
+@pytest.fixture(scope="session")
+def byte_gpt2(corpus, tmp_path_factory):
+    """(Hugging Face folder, run folder) of a GPT-2 with large random weights and a byte-level tokenizer."""
+    import transformers
+    from tokenizers import ByteLevelBPETokenizer
+
+    from tools import hf
+    folder = tmp_path_factory.mktemp("byte_gpt2")
+    files = [os.path.join(corpus, "text/train_10M", f) for f in os.listdir(f"{corpus}/text/train_10M")]
+    bpe = ByteLevelBPETokenizer(add_prefix_space=False)
+    bpe.train(sorted(files), vocab_size=VOCAB, show_progress=False, special_tokens=["<pad>", "<s>", "</s>"])
+    transformers.PreTrainedTokenizerFast(tokenizer_object=bpe._tokenizer, bos_token="<s>", eos_token="</s>",
+                                         pad_token="<pad>").save_pretrained(folder / "hf")
+    torch.manual_seed(1)
+    transformers.GPT2LMHeadModel(transformers.GPT2Config(
+        vocab_size=VOCAB, n_embd=32, n_layer=2, n_head=2, n_positions=64, initializer_range=0.3,
+        bos_token_id=1, eos_token_id=2)).save_pretrained(folder / "hf")
+    hf.main(["import", str(folder / "hf"), str(folder / "run")])
+    return str(folder / "hf"), str(folder / "run")
 
 
 @pytest.fixture(scope="session")
