@@ -303,8 +303,10 @@ def print_table(cfg, result):
         print(f"{kind} loss on {cfg.data_dir}: {result[f'{cfg.split}_ce']:.4f} nats per token")
 
     def line(name, row, indent):
-        print(f"{' ' * indent}{name:<{58 - indent}} {100 * row['accuracy']:6.2f} ± {100 * row['se']:.2f}  "
-              f"{row['n']:>6}")
+        value = f"{100 * row['accuracy']:6.2f} ± {100 * row['se']:.2f}"
+        if "rho" in row:
+            value = f"{row['rho']:6.2f} rank correlation with the share of people,"
+        print(f"{' ' * indent}{name:<{58 - indent}} {value}  {row['n']:>6}")
     for name, folder in result["folders"].items():
         print(f"{name} by the rules of {cfg.rules}: accuracy in %, standard error, items")
         for task, row in folder["tasks"].items():
@@ -312,8 +314,6 @@ def print_table(cfg, result):
         for phenomenon, row in folder["phenomena"].items():
             line(phenomenon, row, 2)
         line(f"{name}: mean of {len(folder['tasks'])} tasks", folder, 0)
-        if "rho" in folder:
-            print(f"{name + ': rank correlation with the share of people':<58} {folder['rho']:6.2f}")
 
 
 if __name__ == "__main__":
