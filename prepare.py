@@ -526,11 +526,14 @@ def worker_map(cfg, blocks):
         yield partial(with_progress, map)
     else:
         spawn = multiprocessing.get_context("spawn")
-        try:
-            with ProcessPoolExecutor(workers, spawn, initializer=end_with_parent) as pool:
+        with ProcessPoolExecutor(workers, spawn, initializer=end_with_parent) as pool:
+            try:
                 yield partial(with_progress, pool.map)
-        except BrokenProcessPool:
-            sys.exit("error: a worker process was killed, perhaps for want of memory; use fewer --workers")
+            except BrokenProcessPool:
+                for child in multiprocessing.active_children():
+                    child.terminate()  # the pool waits, for ever, for one it was starting when another ended
+                sys.exit("error: a worker process was killed, perhaps for want of memory; use fewer "
+                         "--workers")
 
 
 def end_with_parent():

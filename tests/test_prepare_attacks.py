@@ -188,6 +188,40 @@ def test_a_killed_prepare_leaves_no_workers(tmp_path):
             assert stderr.startswith("error: a worker process was killed") and len(stderr.splitlines()) == 1
 
 
+# prepare.py, of whose first worker there is an end while the second is being started
+WORKER_ENDS = """import os, signal, sys, time
+import multiprocessing.popen_spawn_posix as _posix
+sys.path.insert(0, {root!r})
+import prepare
+if __name__ == "__main__":
+    launch, started = _posix.Popen._launch, []
+    def killing(self, process):
+        launch(self, process)
+        started.append(self.pid)
+        if len(started) == 2:
+            os.kill(started[0], signal.SIGKILL)
+            time.sleep(0.3)  # the pool hears of it before it knows of the second
+    _posix.Popen._launch = killing
+    prepare.launch(prepare.main, prepare.PrepareConfig)
+"""
+
+
+def test_a_worker_may_end_while_another_is_being_started(tmp_path):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a.txt").write_text(WORDS * 2000)
+    (tmp_path / "main.py").write_text(WORKER_ENDS.format(root=os.path.dirname(prepare.__file__)))
+    command = [sys.executable, tmp_path / "main.py", f"--input_dir={tmp_path}/in", "--workers=2",
+               "--val_fraction=0.1", f"--data_dir={tmp_path}/d", "--vocab_size=330"]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+                             start_new_session=True)
+    try:
+        _, stderr = child.communicate(timeout=30)
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(child.pid, signal.SIGKILL)
+    assert stderr.startswith("error: a worker process was killed") and len(stderr.splitlines()) == 1
+
+
 def test_links_and_mount_points_stay(folder, monkeypatch):
     """Of the folder itself nothing is renamed or removed: it may be another disk's."""
     (folder / "disk").mkdir()
