@@ -85,7 +85,8 @@ def distill_loss(trainee, batch, cfg, machine, teachers, formula):
         states = [teacher.states(batch) for teacher in teachers]  # (B, T, ...) each
     h = trainee.student.model(batch.x)                            # (B, T, C)
     loss, parts = chunked_loss(formula, h, trainee.student.lm_head, batch.y, *states,
-                               chunk=machine.positions(cfg.loss_chunk), compiled=machine.compile)
+                               chunk=machine.positions(cfg.loss_chunk), compiled=machine.compile,
+                               scale=machine.scale)
     if cfg.contrastive:
         n_pair = contrastive_loss(h, states, trainee.companion, cfg.n_pairs)
         loss, parts["n_pair"] = (1 - cfg.contrastive) * loss + cfg.contrastive * n_pair, n_pair.detach()
@@ -158,10 +159,10 @@ def load_teachers(cfg, machine, data):
         elif dtype == "bfloat16":
             for p in model.parameters():  # the rotary tables stay float32
                 p.data = p.data.bfloat16()
-        elif machine.bf16:  # autocast would do this at every step
+        elif machine.dtype != torch.float32:  # autocast would do this at every step
             for m in model.model.layers.modules():
                 if isinstance(m, torch.nn.Linear):
-                    m.bfloat16()
+                    m.to(machine.dtype)
         if machine.compile:
             model.model.compile_layers()
         model.requires_grad_(False)

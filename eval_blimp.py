@@ -60,7 +60,7 @@ class EvalConfig:
     predictions: str = ""        # also add what was preferred to this .json.gz, for the 2024 challenge
     out: str = ""                # where the result goes; '' = blimp.json (blimp_2026.json) in the run folder
     batch_tokens: int = 1024     # positions scored at a time; a GPU wants more
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"     # auto: for 20,000 items and more
     dtype: Literal["float32", "bfloat16"] = "float32"  # bfloat16 moves an average by about 0.1 at random
 
@@ -71,6 +71,7 @@ def main(cfg):
     need(cfg, predictions=(not cfg.predictions or cfg.rules == "2024",
                            f"'' with rules={cfg.rules}: tools/submit.py writes that hand-in"))
     device = pick_device(cfg.device)
+    machine = Machine(device, dtype=getattr(torch, cfg.dtype))
     models, tokenizer, described = load_ensemble(cfg.ckpt, device)
     teachers = [Teacher(m) for m in models]  # they score as one: averaged logits
     out = result_path(cfg)
@@ -82,10 +83,10 @@ def main(cfg):
             m.model.compile_layers()
     result = dict(ckpt=list(cfg.ckpt), step=described["step"], dtype=cfg.dtype, rules=cfg.rules, folders={})
     if cfg.data_dir:
-        result[f"{cfg.split}_ce"] = mean_loss(cfg, teachers, described, device)
+        result[f"{cfg.split}_ce"] = mean_loss(cfg, teachers, described, machine)
     lines, predictions = [], {}
     for name, items in folders.items():
-        with torch.autocast(device.type, torch.bfloat16, enabled=cfg.dtype == "bfloat16"):
+        with machine.autocast():
             scores = score_items(teachers, items, cfg.batch_tokens, name)
         result["folders"][name] = summary(items, scores, RULES[cfg.rules])
         predictions[name] = preferred(items, scores, RULES[cfg.rules])
@@ -118,14 +119,13 @@ def result_name(rules):
     return "blimp.json" if rules == "2024" else f"blimp_{rules}.json"
 
 
-def mean_loss(cfg, teachers, described, device):
+def mean_loss(cfg, teachers, described, machine):
     """Nats per token of the averaged logits on the split's chunks, chosen as train.py chooses them."""
     shards = Shards(cfg.data_dir, cfg.split)
     if shards.meta["tokenizer_sha256"] != described["tokenizer_sha256"]:
         sys.exit(f"error: {cfg.data_dir} has another tokenizer than {cfg.ckpt[0]}")
     block_size = min(teacher.cfg.block_size for teacher in teachers)
     need(cfg, seq_len=(0 < cfg.seq_len <= block_size, f"between 1 and the model's block_size={block_size}"))
-    machine = Machine(device, bf16=cfg.dtype == "bfloat16")
     chunks = validation_chunks(cfg, shards, machine)
     return evaluate(partial(ensemble_logits, teachers), chunks, TrainConfig(seq_len=cfg.seq_len), machine)
 
@@ -166,8 +166,8 @@ def log_probabilities(teachers, candidates, batch_tokens, title=""):
             states = [teacher.body(batch.x, batch.positions, batch.mask).flatten(0, 1)[nodes]
                       for teacher in teachers]
             z = mean_logits(teachers, states)  # (nodes, V)
-            edges = z[of_node, batch.targets].double() - z.logsumexp(-1)[of_node].double()
-            logp += edges.cpu().split([len(row.edges) for row in rows[i:i + n_rows]])
+            edges = z[of_node, batch.targets].cpu().double() - z.logsumexp(-1)[of_node].cpu().double()
+            logp += edges.split([len(row.edges) for row in rows[i:i + n_rows]])
             bar.update(n_rows)
     if not all(edges.isfinite().all() for edges in logp):
         sys.exit("error: the model gives scores that are not finite numbers")

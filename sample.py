@@ -24,7 +24,7 @@ class SampleConfig:
     temperature: float = 0.8    # 0 = always the likeliest token
     top_k: int = 50             # choose among this many; 0 = all
     seed: int = 1
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
 
 def main(cfg):
@@ -54,12 +54,12 @@ def generate(models, ids, length, temperature=1.0, top_k=0, seed=1):
     """`ids` (a list, at least one) and `length` sampled tokens more, from the models' averaged logits.
     The context is the last block_size tokens."""
     teachers, device = [Teacher(m) for m in models], next(models[0].parameters()).device
-    generator = torch.Generator(device).manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
     block_size = min(m.cfg.block_size for m in models)
     ids = list(ids)
     for _ in range(length):
         batch = Batch(torch.tensor([ids[-block_size:]], device=device))
-        z = mean_logits(teachers, [teacher.states(batch)[:, -1] for teacher in teachers])[0]  # (V,)
+        z = mean_logits(teachers, [teacher.states(batch)[:, -1] for teacher in teachers])[0].cpu()  # (V,)
         if temperature == 0:
             ids.append(z.argmax().item())
             continue

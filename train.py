@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from lib.chunked_loss import chunked_loss
 from lib.configurator import launch, need
 from lib.data import Chunks
-from lib.machine import Guard, Machine, can_compile, own_gradients, ranks, record, seed_dropout, start_machine
+from lib.machine import KINDS, Guard, can_compile, own_gradients, ranks, record, seed_dropout, start_machine
 from lib.objectives import climbed, masked_token_loss
 from lib.runs import Keeper, refuse_out_dir, spare, start_from
 from lib.shards import Shards
@@ -61,8 +61,9 @@ class LoopConfig:
     wandb: bool = False           # also log there (pip install wandb)
     tensorboard: bool = False     # also write its event files into out_dir (pip install tensorboard)
     # machine
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 where hardware has it
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: never mps (Apple), where nobody tried it
+    # auto: bfloat16 where hardware has it; else float16 on a GPU, with a loss that is scaled, and float32
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     deterministic: Literal["auto", "on", "off"] = "auto"    # same seed, same bits. auto: on for CPU
 
 
@@ -111,7 +112,8 @@ def mean_nll(z, y):
 def next_token_loss(trainee, batch, cfg, machine):
     h = trainee.student.model(batch.x)  # (B, T, C)
     return chunked_loss(cross_entropy, h, trainee.student.lm_head, batch.y,
-                        chunk=machine.positions(cfg.loss_chunk), compiled=machine.compile)
+                        chunk=machine.positions(cfg.loss_chunk), compiled=machine.compile,
+                        scale=machine.scale)
 
 
 # --- the loop -------------------------------------------------------------------------------------
@@ -155,7 +157,7 @@ def train(cfg, machine, data, trainee, loss_fn, keeper):
             with contextlib.nullcontext() if last or machine.world == 1 else ddp.no_sync():
                 with machine.autocast():
                     loss, parts = ddp(loss_fn, batch)
-                (loss / micro_steps).backward()
+                machine.scaled(loss / micro_steps).backward()
             for name, value in {"loss": loss.detach(), **parts}.items():
                 sums[name] = sums.get(name, 0) + value / micro_steps
         return sums
@@ -168,6 +170,7 @@ def train(cfg, machine, data, trainee, loss_fn, keeper):
         if cfg.sam_rho:
             with climbed(trainee, cfg.sam_rho):
                 sums["sam_loss"] = forward_backward()["loss"]
+        guard.unscale(trainee)
         grad_norm = nn.utils.clip_grad_norm_(trainee.parameters(), cfg.grad_clip or math.inf)
         guard.step(step + 1, sums["loss"], grad_norm)
         trainee.zero_grad(set_to_none=not summed)
@@ -185,7 +188,8 @@ def make_optimizers(trainee, cfg):
     groups = [dict(params=[p for p in params if p.dim() >= 2], weight_decay=cfg.weight_decay),
               dict(params=[p for p in params if p.dim() < 2], weight_decay=of_vectors)]
     return [torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=cfg.adam_eps,
-                              fused=True, maximize=getattr(cfg, "ascent", False))]
+                              fused=KINDS[params[0].device.type].fused,
+                              maximize=getattr(cfg, "ascent", False))]
 
 
 def learning_rate(cfg, step, total):
@@ -211,7 +215,7 @@ def distributed(trainee, machine):
             trainee, broadcast_buffers=False, gradient_as_bucket_view=True,
             # a step may leave parts alone; and on CPU, where a resumed run has the same bits, DDP must not
             # arrange its sums anew after the first step
-            find_unused_parameters=trainee.companion is not None or machine.device.type == "cpu",
+            find_unused_parameters=trainee.companion is not None or machine.kind.deterministic,
             device_ids=[machine.device] if machine.device.type == "cuda" else None)
 
 
@@ -250,14 +254,15 @@ def start(cfg):
     refuse_out_dir(cfg)
     if cfg.init_from and not cfg.resume:
         spare(cfg, cfg.init_from, "init_from")
-    device, bf16 = start_machine(cfg)
+    machine = start_machine(cfg)._replace(rank=rank, world=world, micro_batch=micro_batch)
+    device, backend = machine.device, machine.kind.backend
+    need(cfg, device=(world == 1 or backend, "cpu or cuda for several ranks"))
     if world > 1:
-        cuda = device.type == "cuda"
-        dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
-    machine = Machine(device, rank, world, micro_batch, bf16)
+        dist.init_process_group(backend, device_id=device if device.type == "cuda" else None)
     data = Chunks(cfg, machine, shards)
     compile = pays_to_compile(cfg, machine, data) and can_compile(device, rank)
-    return machine._replace(compile=compile, graphs=device.type == "cuda" and cfg.cuda_graphs == "auto"), data
+    graphs = machine.kind.graphs and cfg.cuda_graphs == "auto"
+    return machine._replace(compile=compile, graphs=graphs), data
 
 
 def check_loop_config(cfg):
@@ -282,7 +287,7 @@ def pays_to_compile(cfg, machine, data):
     with torch.device("meta"):
         parameters = LanguageModel(model_config(cfg)).n_params()
     flops = 6 * parameters * data.total * cfg.batch_size * cfg.seq_len / machine.world
-    return machine.device.type == "cuda" or flops > 5e13
+    return flops > machine.kind.compile_flops
 
 
 def new_model(cfg, machine, data):

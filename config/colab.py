@@ -1,5 +1,6 @@
 # One small GPU for an evening, laid over a model's config (sizes for 15 GB of memory; its time was not
-# measured):
+# measured). Colab's T4 does not multiply bfloat16, so that --dtype=auto takes float16 there, with the loss
+# scaled; newer cards get bfloat16.
 #   python train.py config/llama_16m.py config/colab.py --out_dir=out/llama_16m
 #   python train.py config/gpt2_10m.py config/colab.py --out_dir=out/gpt2_10m
 #   python distill.py config/llama_12m.py config/colab.py --teachers=out/gpt2_10m,out/llama_16m \

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from lib.machine import KINDS
 from lib.shards import Shards
 
 MASK = 0  # <pad>: the papers' vocabulary has no mask token
@@ -96,10 +97,15 @@ def buckets(cfg, shards):
 
 def to_batch(tokens, device, index=None, step=0):
     """tokens (B, T + 1) as inputs and targets."""
-    tokens = torch.from_numpy(tokens)
-    if device.type == "cuda":  # the host does not wait: it is steps ahead of the GPU when it gets here
-        tokens = tokens.pin_memory().to(device, non_blocking=True)
+    tokens = to_device(torch.from_numpy(tokens), device)
     return Batch(tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous(), index, step)
+
+
+def to_device(tensor, device):
+    """The host does not wait where it need not: it is steps ahead of the GPU when it gets here."""
+    if KINDS[device.type].pinned:
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
 
 
 # --- masked tokens --------------------------------------------------------------------------------
@@ -137,7 +143,8 @@ def validation_chunks(cfg, shards, machine):
 def evaluate(logits, val, cfg, machine):
     """Mean cross-entropy, nats per token, over this rank's chunks val (n, T + 1) and all other ranks', of
     `logits(batch)`: (B, T, V). Of a masked language model over the same masked tokens each time."""
-    total = torch.zeros(2, dtype=torch.float64, device=machine.device)  # sum, count
+    where = machine.device if machine.kind.float64 else "cpu"
+    total = torch.zeros(2, dtype=torch.float64, device=where)  # sum, count
     rows = max(1, machine.positions(2048) // cfg.seq_len)  # bounds the memory of the logits
     rows = min(machine.micro_batch, rows)
     for i in range(0, len(val), rows):
@@ -152,7 +159,7 @@ def evaluate(logits, val, cfg, machine):
             z = logits(batch)
         if not cfg.causal:
             z = take(z, at)
-        total[0] += F.cross_entropy(z.float().flatten(0, -2), y.flatten(), reduction="sum")
+        total[0] += F.cross_entropy(z.float().flatten(0, -2), y.flatten(), reduction="sum").to(where)
         total[1] += y.numel()
     if machine.world > 1:
         dist.all_reduce(total)

@@ -16,39 +16,74 @@ import torch.distributed as dist
 from lib.checkpoints import last_checkpoint
 
 
+class Kind(NamedTuple):
+    """What follows from the type of a device alone."""
+    dtype: torch.dtype    # of --dtype=auto where the hardware does not multiply bfloat16
+    chunks: int           # times as many positions at a time as suit a CPU's cache
+    compile_flops: float  # of a run, from which --compile=auto compiles; inf: torch.compile is left alone
+    deterministic: bool   # what --deterministic=auto means
+    graphs: bool          # the models' bodies are recorded as CUDA graphs
+    fused: bool           # AdamW is one kernel, which can leave a step out by itself
+    pinned: bool          # copies from pinned memory, for which the host does not wait
+    float64: bool         # there is such a thing
+    backend: str          # between ranks; '': there is one
+
+
+KINDS = {  # mps: Apple's, never tried on one
+    "cpu": Kind(dtype=torch.float32, chunks=1, compile_flops=5e13, deterministic=True, graphs=False,
+                fused=True, pinned=False, float64=True, backend="gloo"),
+    "cuda": Kind(dtype=torch.float16, chunks=8, compile_flops=0, deterministic=False, graphs=True,
+                 fused=True, pinned=True, float64=True, backend="nccl"),
+    "mps": Kind(dtype=torch.float32, chunks=8, compile_flops=math.inf, deterministic=False, graphs=False,
+                fused=False, pinned=False, float64=False, backend=""),
+}
+
+
 class Machine(NamedTuple):
     device: torch.device
     rank: int = 0
     world: int = 1         # ranks
     micro_batch: int = 16  # sequences per forward on this rank
-    bf16: bool = False     # arithmetic in bfloat16
+    dtype: torch.dtype = torch.float32  # of matrix products
     compile: bool = False
     graphs: bool = False   # record the models' bodies as CUDA graphs
+    scale: torch.Tensor = None  # of the loss in float16, whose least number is 6e-8 (see Guard)
 
     @property
-    def dtype(self):
-        """Of matrix products."""
-        return torch.bfloat16 if self.bf16 else torch.float32
+    def kind(self):
+        return KINDS[self.device.type]
 
     def positions(self, n):
         """So many positions at a time suit a CPU's cache: the number that suits this device (0: all)."""
-        return n * (8 if self.device.type == "cuda" else 1)
+        return n * self.kind.chunks
 
-    def autocast(self):
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
+    def autocast(self, **options):
+        return torch.autocast(self.device.type, self.dtype, self.dtype != torch.float32, **options)
+
+    def scaled(self, loss):
+        return loss if self.scale is None else loss * self.scale
 
 
 def start_machine(cfg):
-    """The device, and whether its arithmetic is bfloat16."""
+    """A Machine of one rank with the device and arithmetic of `cfg`."""
     device = pick_device(cfg.device)
-    if cfg.deterministic == "on" or cfg.deterministic == "auto" and device.type == "cpu":
+    if cfg.deterministic == "on" or cfg.deterministic == "auto" and KINDS[device.type].deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         torch.utils.deterministic.fill_uninitialized_memory = False
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)  # it rounds attention's weights to sixteenths
         torch._dynamo.config.optimize_ddp = False    # layers are compiled one by one, not to be cut by DDP
-    return device, cfg.dtype == "bfloat16" or cfg.dtype == "auto" and multiplies_bf16(device)
+    dtype = pick_dtype(cfg.dtype, device)
+    scale = torch.tensor(2.0 ** 16, device=device) if dtype == torch.float16 else None
+    return Machine(device, dtype=dtype, scale=scale)
+
+
+def pick_dtype(name, device):
+    """'auto', or what torch calls it, as a torch.dtype."""
+    if name == "auto":
+        return torch.bfloat16 if multiplies_bf16(device) else KINDS[device.type].dtype
+    return getattr(torch, name)
 
 
 def ranks():
@@ -62,13 +97,17 @@ def ranks():
 
 
 def pick_device(name):
-    """'auto', 'cpu' or 'cuda' as a torch.device; under torchrun each local rank its own GPU."""
+    """'auto', or a type of device, as a torch.device; under torchrun each local rank its own GPU."""
+    if name == "mps":
+        if not torch.backends.mps.is_available():
+            sys.exit("error: device='mps', but torch finds no Apple GPU; use --device=cpu")
+        return torch.device("mps")
     if name == "cuda" and not torch.cuda.is_available():
         sys.exit("error: device='cuda', but torch finds no CUDA device; use --device=cpu")
     if name == "cpu" or not torch.cuda.is_available():
         keep_freed_memory()
         torch.backends.cuda.allow_fp16_bf16_reduction_math_sdp(True)  # on CPU too
-        return torch.device("cpu")  # Apple's MPS is left out: nobody has tested it
+        return torch.device("cpu")  # not Apple's: nobody has tested that
     device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if device.index >= torch.cuda.device_count():
         sys.exit(f"error: {torch.cuda.device_count()} GPUs here, fewer than --nproc_per_node")
@@ -91,6 +130,8 @@ def multiplies_bf16(device):
     """True where the hardware multiplies bfloat16 faster than float32: AMX or AVX-512-BF16 on CPU."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type != "cpu":
+        return False
     try:
         with open("/proc/cpuinfo") as f:
             return bool(re.search(r"\b(amx_bf16|avx512_bf16)\b", f.read()))
@@ -101,6 +142,8 @@ def multiplies_bf16(device):
 def can_compile(device, rank=0):
     """Try torch.compile on a trivial function; one line of notice if the machine lacks what it needs."""
     try:
+        if KINDS[device.type].compile_flops == math.inf:
+            raise NotImplementedError(f"not tried on {device}")
         torch.compile(lambda x: x * 2 + 1)(torch.ones(8, device=device))
         return True
     except Exception as e:
@@ -145,7 +188,7 @@ def record(body, machine, cfg):
     # streams for each parameter at each step
     trained = [p for p in body.parameters() if p.requires_grad]
     body.accumulators = [p.view_as(p).grad_fn.next_functions[0][0] for p in trained]
-    with torch.autocast(machine.device.type, torch.bfloat16, enabled=machine.bf16, cache_enabled=False):
+    with machine.autocast(cache_enabled=False):
         torch.cuda.make_graphed_callables(body, (x,), num_warmup_iters=11 if machine.world > 1 else 3)
     replay = body.forward
 
@@ -167,21 +210,36 @@ def own_gradients(module):
 class Guard:
     """Takes the optimizers' steps, but keeps one whose loss or gradient is not finite away from weights and
     moments. Where an optimizer can (fused AdamW), the device decides, through the flag that GradScaler
-    sets, and the host reads it when it logs; elsewhere the host waits for the device at every step."""
+    sets, and the host reads it when it logs; elsewhere the host waits for the device at every step.
+
+    In float16 the loss is multiplied by a scale, by the rule of torch.amp.GradScaler: a gradient that
+    overflows leaves its step out and halves the scale, 2,000 steps in a row without one double it. That is
+    how the scale is found, and no fault. It is one, as anywhere, if the loss itself is not finite, or the
+    gradient where the scale is down to 1: then scaling is not what made it overflow."""
 
     def __init__(self, cfg, machine, optimizers):
         self.cfg, self.machine, self.optimizers = cfg, machine, optimizers
         self.bad_steps = torch.zeros((), device=machine.device)         # since the last report
         self.first = torch.full((2,), math.inf, device=machine.device)  # bad step: this rank's, anyone's
+        self.scaled_steps = torch.zeros((), device=machine.device)      # in a row since the scale changed
+
+    def unscale(self, trainee):
+        """To be done before the gradient's norm is taken."""
+        if self.machine.scale is not None:
+            gradients = [p.grad for p in trainee.parameters() if p.grad is not None]
+            torch._foreach_mul_(gradients, 1 / self.machine.scale)
 
     def step(self, step, loss, grad_norm):
-        mine = ~loss.isfinite()
-        bad = (mine | ~grad_norm.isfinite()).float()
+        scale, mine, overflow = self.machine.scale, ~loss.isfinite(), ~grad_norm.isfinite()
+        bad = (mine | (overflow if scale is None else overflow & (scale <= 1))).float()
         if self.machine.world > 1:
             dist.all_reduce(bad, dist.ReduceOp.MAX)  # all ranks skip or none
         self.first = self.first.minimum(torch.where(torch.stack([mine, bad > 0]), step, math.inf))
         self.bad_steps += bad
         found_inf = bad if self.cfg.not_finite == "skip" else self.bad_steps.clamp(max=1)
+        if scale is not None:  # the gradient is the mean over ranks: it overflows on all or none
+            self.rescale(overflow)
+            found_inf = found_inf.maximum(overflow.float())
         for optimizer in self.optimizers:
             if getattr(optimizer, "_step_supports_amp_scaling", False):
                 optimizer.found_inf = found_inf
@@ -189,11 +247,31 @@ class Guard:
             elif not found_inf:
                 optimizer.step()
 
+    def rescale(self, overflow):
+        self.scaled_steps = torch.where(overflow, 0, self.scaled_steps + 1)
+        grows = self.scaled_steps == 2000
+        self.scaled_steps *= ~grows
+        self.machine.scale.mul_(torch.where(overflow, 0.5, torch.where(grows, 2.0, 1.0))).clamp_(1, 2 ** 24)
+
+    def state(self):
+        """What a run goes on from; skipped are steps since the last report."""
+        if self.machine.scale is None:
+            return dict(skipped=int(self.bad_steps))
+        return dict(skipped=int(self.bad_steps), scale=self.machine.scale.item(),
+                    scaled_steps=int(self.scaled_steps))
+
+    def restore(self, state):
+        self.bad_steps += state.get("skipped", 0)
+        if self.machine.scale is not None and "scale" in state:
+            self.machine.scale.fill_(state["scale"])
+            self.scaled_steps += state["scaled_steps"]
+
     def report(self):
-        """{'skipped': steps since the last report}, or the end of the run."""
+        """For the log: steps skipped since the last report, and the scale; or the end of the run."""
+        scale = {} if self.machine.scale is None else dict(scale=self.machine.scale.item())
         if self.cfg.not_finite == "skip":
             skipped, self.bad_steps = int(self.bad_steps), torch.zeros_like(self.bad_steps)
-            return dict(skipped=skipped)
+            return dict(skipped=skipped, **scale)
         if self.bad_steps:
             (mine, first), nobody = self.first.tolist(), self.machine.world
             rank = torch.tensor(self.machine.rank if mine == first else nobody, device=self.machine.device)
@@ -203,7 +281,7 @@ class Guard:
             sys.exit(f"error: {culprit} was not finite at step {int(first)}; the last good checkpoint is "
                      f"{last_checkpoint(self.cfg.out_dir)}; lower learning_rate or raise warmup_iters, or "
                      "skip such steps with --not_finite=skip")
-        return {}
+        return scale
 
 
 # --- signals --------------------------------------------------------------------------------------

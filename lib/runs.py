@@ -151,10 +151,10 @@ class Keeper:
         out_dir, name = self.cfg.out_dir, f"ckpt_{step}"
         if self.machine.rank == 0:
             counters = dict(zip(COUNTERS, (step, self.best, self.best_step, self.waited)))
-            counters["skipped"] = int(self.guard.bad_steps)  # since the last line of metrics.jsonl
             tensors, optimizers = resumable(self.trainee, self.optimizers)
+            counters.update(self.guard.state(), **optimizers)
             save_checkpoint(out_dir, name, self.trainee.student, self.describe(step, val_ce),
-                            self.tokenizer_file(), state=(tensors, {**counters, **optimizers}))
+                            self.tokenizer_file(), state=(tensors, counters))
             point_to(out_dir, "last.json", name, step, val_ce)
             if self.best_step == step:
                 point_to(out_dir, "best.json", name, step, val_ce)
@@ -179,7 +179,7 @@ class Keeper:
         cfg, machine, data, model = self.cfg, self.machine, self.data, self.trainee.student
         if machine.rank > 0:
             return
-        n, rows, width = model.n_params(), machine.micro_batch * cfg.seq_len, 2 if machine.bf16 else 4
+        n, rows, width = model.n_params(), machine.micro_batch * cfg.seq_len, machine.dtype.itemsize
         logits = 3 * 4 * cfg.vocab_size * (min(machine.positions(cfg.loss_chunk), rows) or rows)
         activations = rows * cfg.n_layer * (10 * cfg.n_embd + 4 * cfg.intermediate_size) * width + logits
         print(f"parameters: {n:,} ({cfg.arch})")
@@ -191,7 +191,7 @@ class Keeper:
             print(f"notice: max_iters={cfg.max_iters}, but {cfg.epochs} epochs have {data.total} steps; "
                   "raise --epochs")
         print(f"memory, estimated: {(16 * n + activations) / 2**30:.2f} GiB for the model trained; ranks: "
-              f"{machine.world}, {machine.device}, {'bfloat16' if machine.bf16 else 'float32'}, "
+              f"{machine.world}, {machine.device}, {str(machine.dtype).removeprefix('torch.')}, "
               f"{'compiled' if machine.compile else 'not compiled'}", flush=True)
 
     def finish(self, step):
@@ -224,7 +224,7 @@ class Keeper:
         tensors, counters = load_state(folder)
         restore(self.trainee, self.optimizers, saved, tensors, counters, folder)
         step, self.best, self.best_step, self.waited = (counters[key] for key in COUNTERS)
-        self.guard.bad_steps += counters.get("skipped", 0)
+        self.guard.restore(counters)
         self.settle_best(step)
         return step
 

@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from lib.data import n_chunks, to_batch
+from lib.data import n_chunks, to_batch, to_device
 from lib.files import FORMAT_VERSION, flush_to_disk, lock, read_json, sha256, write_json
 from lib.shards import data_sha256
 
@@ -71,8 +71,7 @@ class CachedTeacher:
     def states(self, batch):
         rows = torch.from_numpy(self.cache.rows(self.shards, batch.index))
         states = rows if self.cache.whole_numbers else rows.view(torch.bfloat16)
-        device = self.cache.machine.device
-        return states if device.type == "cpu" else states.pin_memory().to(device, non_blocking=True)
+        return to_device(states, self.cache.machine.device)
 
 
 class StateCache:

@@ -54,7 +54,7 @@ def test_no_step_waits_for_the_device_unless_it_is_logged(data, teachers, tmp_pa
 
 def test_what_the_device_decides():
     """Chunks, arithmetic and graphs follow from the device's kind."""
-    cpu, gpu = Machine(torch.device("cpu")), Machine(torch.device("cuda", 0), bf16=True)
+    cpu, gpu = Machine(torch.device("cpu")), Machine(torch.device("cuda", 0), dtype=torch.bfloat16)
     assert cpu.positions(512) == 512 and gpu.positions(512) == 4096 and gpu.positions(0) == 0
     assert cpu.dtype == torch.float32 and gpu.dtype == torch.bfloat16
 

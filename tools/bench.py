@@ -28,7 +28,7 @@ import distill
 from lib.checkpoints import point_to, save_checkpoint
 from lib.configurator import ROOT, launch, need
 from lib.files import FORMAT_VERSION, parse_json, sha256, write_json
-from lib.machine import can_compile, multiplies_bf16, pick_device
+from lib.machine import can_compile, hardware, multiplies_bf16, pick_device, pick_dtype
 from lib.shards import DTYPE, read_meta
 from lib.tokenizers import save_tiktoken
 from model import LanguageModel, ModelConfig
@@ -51,9 +51,9 @@ class BenchConfig:
     steps: int = 20
     batch_size: int = 16
     seq_len: int = 128
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     # what --json measures; the table goes through WAYS
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     compile: Literal["on", "off"] = "on"
     loss_chunk: int = 512
     teacher_dtype: tuple[str, ...] = ("float32",)  # in bfloat16 arithmetic their matrices are bfloat16 anyway
@@ -157,22 +157,21 @@ def measure(cfg):
     start_s = time.perf_counter() - begin - sum(tokens / rate for rate in rates)
     if int(os.environ.get("RANK", 0)):
         return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device.type == "cuda":
-        peak, name = torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        name = f"{torch.get_num_threads()} CPU threads"
-    bf16 = multiplies_bf16(device) if cfg.dtype == "auto" else cfg.dtype == "bfloat16"
+        peak = torch.cuda.max_memory_allocated()
+    name = f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else hardware(device)
+    dtype = pick_dtype(cfg.dtype, device)
     rate = statistics.median(rates)
     flops = 3 * forward_flops(student, cfg.seq_len)
     for teacher in teachers:  # from a cache only their output layers are computed
         flops += 2 * VOCAB * teacher.n_embd if cfg.teacher_cache else forward_flops(teacher, cfg.seq_len)
-    ceiling = matmul_flops(device, torch.bfloat16 if bf16 else torch.float32)
+    ceiling = matmul_flops(device, dtype)
     world = int(os.environ.get("WORLD_SIZE", 1))
     return dict(
         preset=cfg.preset, tokens_per_s=round(rate), step_ms=round(1e3 * tokens / rate, 1),
         peak_gib=round(peak / 2 ** 30, 2), utilisation=round(rate * flops / ceiling / world, 3),
-        dtype="bfloat16" if bf16 else "float32", compile=cfg.compile, loss_chunk=cfg.loss_chunk,
+        dtype=str(dtype).removeprefix("torch."), compile=cfg.compile, loss_chunk=cfg.loss_chunk,
         teacher_dtype=cfg.teacher_dtype, teacher_cache=bool(cfg.teacher_cache), batch_size=cfg.batch_size,
         seq_len=cfg.seq_len, flops_per_token=flops, ceiling_tflops=round(ceiling / 1e12, 2),
         start_s=round(start_s, 1), device=name)
@@ -216,14 +215,14 @@ def forward_flops(m, seq_len):
 
 def matmul_flops(device, dtype):
     """The rate of a large square matrix product: what no training step can exceed."""
-    n = 8192 if device.type == "cuda" else 2048
+    n = 2048 if device.type == "cpu" else 8192
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
     times = []
     for _ in range(8):
         begin = time.perf_counter()
         a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
+        if device.type != "cpu":
+            torch.accelerator.synchronize()
         times.append(time.perf_counter() - begin)
     return 2 * n ** 3 / statistics.median(times[2:])
 

@@ -41,7 +41,7 @@ from lib.checkpoints import (
 )
 from lib.configurator import check_seeds, checked, launch, need, non_defaults, parsed
 from lib.files import check_writable, lock, parse_json, read_json, regular, sha256, write_json
-from lib.machine import Machine, start_machine
+from lib.machine import start_machine
 from lib.runs import Keeper, differences
 from lib.scoring import added_bos
 from model import LanguageModel
@@ -78,7 +78,7 @@ class FinetuneConfig(LoopConfig):
     epochs: int = 10
     patience: int = 3              # validations without a gain of 0.001
     eval_interval: int = 0         # validate after each epoch; the 2023 pipeline: 200 steps
-    dtype: Literal["auto", "float32", "bfloat16"] = "float32"
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "float32"
 
     @classmethod
     def from_given(cls, **given):
@@ -337,13 +337,12 @@ def changes(row, origin):
 def finetune(cfg, task, tokenizer):
     """Train on one task with one seed: {task: scores} and {task: predictions} of the best epoch, and whether
     a signal came at the end."""
-    device, bf16 = start_machine(cfg)
-    machine = Machine(device, micro_batch=cfg.batch_size, bf16=bf16)
+    machine = start_machine(cfg)._replace(micro_batch=cfg.batch_size)
     examples, labels = read_examples(cfg, task, "train", tokenizer)
     valid, _ = read_examples(cfg, task, "valid", tokenizer, labels)
-    data = Examples(cfg, examples, device)
+    data = Examples(cfg, examples, machine.device)
     cfg = with_shares(cfg, data.total)
-    ensemble = new_ensemble(cfg, len(labels), device)
+    ensemble = new_ensemble(cfg, len(labels), machine.device)
     for model in ensemble.models:
         model.model.extend(max(len(text.ids) for text in examples + valid))
     keeper = TaskKeeper(cfg, machine, data, valid, task, len(labels))

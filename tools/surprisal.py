@@ -31,7 +31,7 @@ class SurprisalConfig:
     text: str = ""              # UTF-8, a context a line
     words: str = ""             # a word a line: only these, in this order; '' = every word of the text
     out: str = ""               # a table of word, occurrences, mean surprisal, tab-separated; '' = print it
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
 
 
 def main(cfg):
