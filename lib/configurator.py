@@ -25,8 +25,10 @@ def launch(main, cls=None, others=False):
     what the machine cuts short, ends in one line; a fault of the code, or of a change to it, keeps its
     traceback."""
     open_streams()
+    cfg = None
     try:
-        main(configure(cls, others=others) if cls else sys.argv[1:])
+        cfg = configure(cls, others=others) if cls else sys.argv[1:]
+        main(cfg)
         finish_streams()
     except SystemExit as e:  # a name may have a line break in it
         sys.exit(e.code.replace("\n", "\\n") if isinstance(e.code, str) else e.code)
@@ -37,11 +39,27 @@ def launch(main, cls=None, others=False):
     except Exception as e:
         if (type(e).__name__ == "OutOfMemoryError" or isinstance(e, MemoryError)
                 or "can't allocate memory" in str(e)):
-            sys.exit("error: out of memory; set a smaller --micro_batch_size (train.py, distill.py: same "
-                     "results), batch or model")
+            sys.exit(f"error: out of memory{less_memory(cfg)}")
         if type(e).__name__ == "SafetensorError":  # disk full
             sys.exit(f"error: cannot write or read a checkpoint: {e} ({place(e, ROOT)})")
         raise
+
+
+def less_memory(cfg):
+    """The end of that sentence: which setting to lower and, to half of what it was, to what."""
+    if hasattr(cfg, "micro_batch_size"):
+        share = max(cfg.batch_size // int(os.environ.get("WORLD_SIZE", 1)), 1)  # of one rank
+        used = cfg.micro_batch_size or share
+        step = cfg.n_pairs if getattr(cfg, "contrastive", 0) else 1
+        fit = [n for n in range(step, used // 2 + 1, step) if share % n == 0]
+        if fit:
+            return f" with micro_batch_size={used}; try --micro_batch_size={fit[-1]} (same results)"
+        return f" with micro_batch_size={used}; try a smaller --loss_chunk (same results), --seq_len or model"
+    for key, results in dict(batch_tokens="same", batch_size="other", workers="same").items():
+        used = getattr(cfg, key, 1) or os.cpu_count()
+        if used > 1:
+            return f" with {key}={used}; try --{key}={used // 2} ({results} results)"
+    return "; use a smaller model, or --device=cpu"
 
 
 def open_streams():

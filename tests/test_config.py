@@ -16,7 +16,7 @@ import distill
 import train
 from distill import DistillConfig
 from eval_blimp import EvalConfig
-from helpers import ROOT, flags_of, records, thorough
+from helpers import ROOT, TINY, assert_same_log, flags_of, records, run_train, thorough
 from lib import configurator, files
 from lib.configurator import configure
 from model import LanguageModel, check_model_config
@@ -280,7 +280,7 @@ def launched(monkeypatch, error, raised=SystemExit):
 @pytest.mark.parametrize("error,message", [
     (KeyboardInterrupt(), "interrupted; .* --resume"),
     (OSError(28, "No space left on device", "out/x"), "out/x: No space left"),
-    (MemoryError(), "out of memory; set a smaller --micro_batch_size"),
+    (MemoryError(), "out of memory with micro_batch_size=128; try --micro_batch_size=64 .same results"),
     (torch.OutOfMemoryError("x"), "out of memory"),
     (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried"), "out of memory")])
 def test_what_the_machine_refuses_is_one_line(monkeypatch, error, message):
@@ -288,6 +288,52 @@ def test_what_the_machine_refuses_is_one_line(monkeypatch, error, message):
         raise error
     line = launched(monkeypatch, refuse)
     assert re.search(message, line) and "\n" not in line
+
+
+@pytest.mark.parametrize("cls,settings,line", [
+    (TrainConfig, dict(micro_batch_size=32), "micro_batch_size=32; try --micro_batch_size=16 ("),
+    (TrainConfig, dict(batch_size=48), "micro_batch_size=48; try --micro_batch_size=24 (same results)"),
+    (TrainConfig, dict(batch_size=15, micro_batch_size=5), "micro_batch_size=5; try --micro_batch_size=1 ("),
+    (TrainConfig, dict(batch_size=7, micro_batch_size=1), "micro_batch_size=1; try a smaller --loss_chunk ("),
+    (DistillConfig, dict(contrastive=0.1, n_pairs=16, batch_size=96),
+     "micro_batch_size=96; try --micro_batch_size=48 ("),
+    (DistillConfig, dict(contrastive=0.1, n_pairs=32, batch_size=96),
+     "micro_batch_size=96; try --micro_batch_size=32 ("),
+    (EvalConfig, {}, "batch_tokens=1024; try --batch_tokens=512 (same results)"),
+    (FinetuneConfig, {}, "batch_size=64; try --batch_size=32 (other results)"),
+    (BenchConfig, {}, "batch_size=16; try --batch_size=8 (other results)"),
+    (PrepareConfig, dict(workers=6), "workers=6; try --workers=3 (same results)"),
+    (SampleConfig, {}, "out of memory; use a smaller model, or --device=cpu")])
+def test_too_little_memory_says_what_to_lower_and_to_what(monkeypatch, cls, settings, line):
+    def fill(cfg):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    monkeypatch.setattr(sys, "argv", ["x", *flags_of(settings)])
+    with pytest.raises(SystemExit) as e:
+        configurator.launch(fill, cls)
+    assert line in str(e.value) and "\n" not in str(e.value)
+
+
+def test_a_run_out_of_memory_goes_on_with_what_it_was_told(data, tmp_path, monkeypatch):
+    """Where 4 sequences at a time are too many, following the advice ends in a run with the same losses."""
+    real = train.next_token_loss
+
+    def small_card(trainee, batch, **kwargs):
+        if len(batch.x) > 3:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(trainee, batch, **kwargs)
+    run_train(data, tmp_path / "whole")
+    monkeypatch.setattr(train, "next_token_loss", small_card)
+    flags = flags_of({**TINY, "data_dir": data, "out_dir": tmp_path / "r", "overwrite": True})
+    advice = ["--micro_batch_size=0"]
+    for expected in ("--micro_batch_size=4", "--micro_batch_size=2"):
+        monkeypatch.setattr(sys, "argv", ["x", *flags, *advice])
+        with pytest.raises(SystemExit) as e:
+            configurator.launch(train.main, TrainConfig)
+        advice = re.findall(r"try (--\S+)", str(e.value))
+        assert advice == [expected]
+    monkeypatch.setattr(sys, "argv", ["x", *flags, *advice])
+    configurator.launch(train.main, TrainConfig)
+    assert_same_log(tmp_path / "whole", tmp_path / "r", ["loss"], abs=1e-5)
 
 
 def test_a_file_that_fails_is_named_with_the_line_that_wanted_it(monkeypatch):
