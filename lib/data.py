@@ -143,8 +143,7 @@ def validation_chunks(cfg, shards, machine):
 def evaluate(logits, val, cfg, machine):
     """Mean cross-entropy, nats per token, over this rank's chunks val (n, T + 1) and all other ranks', of
     `logits(batch)`: (B, T, V). Of a masked language model over the same masked tokens each time."""
-    where = machine.device if machine.kind.float64 else "cpu"
-    total = torch.zeros(2, dtype=torch.float64, device=where)  # sum, count
+    total = torch.zeros(2, dtype=machine.kind.widest, device=machine.device)  # sum, count
     rows = max(1, machine.positions(2048) // cfg.seq_len)  # bounds the memory of the logits
     rows = min(machine.micro_batch, rows)
     for i in range(0, len(val), rows):
@@ -153,13 +152,14 @@ def evaluate(logits, val, cfg, machine):
         if not cfg.causal:
             noise = [np.random.default_rng([2023, machine.rank + machine.world * row]).random(cfg.seq_len)
                      for row in range(i, i + len(batch.x))]
-            masked, at = mask_tokens(batch.x, cfg.mask_rate, torch.tensor(np.stack(noise)).to(machine.device))
+            noise = torch.tensor(np.stack(noise), dtype=machine.kind.widest).to(machine.device)
+            masked, at = mask_tokens(batch.x, cfg.mask_rate, noise)
             batch, y = Batch(masked), batch.x.gather(1, at)
         with machine.autocast():
             z = logits(batch)
         if not cfg.causal:
             z = take(z, at)
-        total[0] += F.cross_entropy(z.float().flatten(0, -2), y.flatten(), reduction="sum").to(where)
+        total[0] += F.cross_entropy(z.float().flatten(0, -2), y.flatten(), reduction="sum")
         total[1] += y.numel()
     if machine.world > 1:
         dist.all_reduce(total)

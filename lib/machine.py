@@ -15,6 +15,8 @@ import torch.distributed as dist
 
 from lib.checkpoints import last_checkpoint
 
+SCALE, CALM = 2.0 ** 16, 2000  # of the loss in float16 at first, steps until it doubles: GradScaler's
+
 
 class Kind(NamedTuple):
     """What follows from the type of a device alone."""
@@ -25,17 +27,17 @@ class Kind(NamedTuple):
     graphs: bool          # the models' bodies are recorded as CUDA graphs
     fused: bool           # AdamW is one kernel, which can leave a step out by itself
     pinned: bool          # copies from pinned memory, for which the host does not wait
-    float64: bool         # there is such a thing
+    widest: torch.dtype   # float64 where there is such a thing
     backend: str          # between ranks; '': there is one
 
 
 KINDS = {  # mps: Apple's, never tried on one
     "cpu": Kind(dtype=torch.float32, chunks=1, compile_flops=5e13, deterministic=True, graphs=False,
-                fused=True, pinned=False, float64=True, backend="gloo"),
+                fused=True, pinned=False, widest=torch.float64, backend="gloo"),
     "cuda": Kind(dtype=torch.float16, chunks=8, compile_flops=0, deterministic=False, graphs=True,
-                 fused=True, pinned=True, float64=True, backend="nccl"),
+                 fused=True, pinned=True, widest=torch.float64, backend="nccl"),
     "mps": Kind(dtype=torch.float32, chunks=8, compile_flops=math.inf, deterministic=False, graphs=False,
-                fused=False, pinned=False, float64=False, backend=""),
+                fused=False, pinned=False, widest=torch.float32, backend=""),
 }
 
 
@@ -75,7 +77,7 @@ def start_machine(cfg):
         torch.backends.cuda.enable_cudnn_sdp(False)  # it rounds attention's weights to sixteenths
         torch._dynamo.config.optimize_ddp = False    # layers are compiled one by one, not to be cut by DDP
     dtype = pick_dtype(cfg.dtype, device)
-    scale = torch.tensor(2.0 ** 16, device=device) if dtype == torch.float16 else None
+    scale = torch.tensor(SCALE, device=device) if dtype == torch.float16 else None
     return Machine(device, dtype=dtype, scale=scale)
 
 
@@ -213,7 +215,7 @@ class Guard:
     sets, and the host reads it when it logs; elsewhere the host waits for the device at every step.
 
     In float16 the loss is multiplied by a scale, by the rule of torch.amp.GradScaler: a gradient that
-    overflows leaves its step out and halves the scale, 2,000 steps in a row without one double it. That is
+    overflows leaves its step out and halves the scale, CALM steps in a row without one double it. That is
     how the scale is found, and no fault. It is one, as anywhere, if the loss itself is not finite, or the
     gradient where the scale is down to 1: then scaling is not what made it overflow."""
 
@@ -249,7 +251,7 @@ class Guard:
 
     def rescale(self, overflow):
         self.scaled_steps = torch.where(overflow, 0, self.scaled_steps + 1)
-        grows = self.scaled_steps == 2000
+        grows = self.scaled_steps == CALM
         self.scaled_steps *= ~grows
         self.machine.scale.mul_(torch.where(overflow, 0.5, torch.where(grows, 2.0, 1.0))).clamp_(1, 2 ** 24)
 
@@ -257,7 +259,7 @@ class Guard:
         """What a run goes on from; skipped are steps since the last report."""
         if self.machine.scale is None:
             return dict(skipped=int(self.bad_steps))
-        return dict(skipped=int(self.bad_steps), scale=self.machine.scale.item(),
+        return dict(skipped=int(self.bad_steps), scale=int(self.machine.scale),
                     scaled_steps=int(self.scaled_steps))
 
     def restore(self, state):
@@ -268,7 +270,7 @@ class Guard:
 
     def report(self):
         """For the log: steps skipped since the last report, and the scale; or the end of the run."""
-        scale = {} if self.machine.scale is None else dict(scale=self.machine.scale.item())
+        scale = {} if self.machine.scale is None else dict(scale=int(self.machine.scale))
         if self.cfg.not_finite == "skip":
             skipped, self.bad_steps = int(self.bad_steps), torch.zeros_like(self.bad_steps)
             return dict(skipped=skipped, **scale)

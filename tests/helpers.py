@@ -68,7 +68,9 @@ def flags_of(settings):
 
 def start_torchrun(script, *args, ranks=2, options=(), **popen):
     """A script on `ranks` processes of one thread each: the Popen. options: torchrun's own."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", f"--nproc_per_node={ranks}"]
+    if not any(option.startswith("--nnodes") for option in options):
+        launcher.append("--standalone")
     return subprocess.Popen([*launcher, *options, os.path.join(ROOT, script), *args],
                             **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **popen},
                             env={**os.environ, "OMP_NUM_THREADS": "1"})
