@@ -62,7 +62,7 @@ class LoopConfig:
     tensorboard: bool = False     # also write its event files into out_dir (pip install tensorboard)
     # machine
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"  # auto: never mps (Apple), where nobody tried it
-    # auto: bfloat16 where hardware has it; else float16 on a GPU, with a loss that is scaled, and float32
+    # auto: bfloat16 where hardware has it; else float16 (its loss scaled) on CUDA, float32 on a CPU and mps
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     deterministic: Literal["auto", "on", "off"] = "auto"    # same seed, same bits. auto: on for CPU
 
