@@ -25,7 +25,17 @@ from torch.nn.parallel import DistributedDataParallel
 from lib.chunked_loss import chunked_loss
 from lib.configurator import launch, need
 from lib.data import Chunks
-from lib.machine import KINDS, Guard, can_compile, own_gradients, ranks, record, seed_dropout, start_machine
+from lib.machine import (
+    KINDS,
+    Guard,
+    can_compile,
+    mean_gradients,
+    own_gradients,
+    ranks,
+    record,
+    seed_dropout,
+    start_machine,
+)
 from lib.objectives import climbed, masked_token_loss
 from lib.runs import Keeper, refuse_out_dir, spare, start_from
 from lib.shards import Shards
@@ -141,10 +151,12 @@ def train(cfg, machine, data, trainee, loss_fn, keeper):
     guard = Guard(cfg, machine, optimizers)
     step = keeper.begin(trainee, optimizers, guard)
     micro_steps = cfg.batch_size // (machine.micro_batch * machine.world)
-    ddp = distributed(trainee, machine)
+    ddp, params = distributed(trainee, machine), list(trainee.parameters())
+    if machine.graphs:
+        record(trainee.student.model, machine, cfg)
     summed = machine.graphs and (micro_steps > 1 or cfg.sam_rho > 0)  # several replays to a step
     if summed:
-        own_gradients(trainee)
+        own_gradients(params)
 
     def forward_backward():
         """The gradient of the whole step: all micro-batches, all ranks. Returns the means of the loss and
@@ -152,14 +164,16 @@ def train(cfg, machine, data, trainee, loss_fn, keeper):
         sums = {}
         for micro_step in range(micro_steps):
             batch = data.batch(step, micro_step)
-            seed_dropout(cfg.seed, step, micro_step, machine.rank)
+            seed_dropout(machine.device, cfg.seed, step, micro_step, machine.rank)
             last = micro_step == micro_steps - 1
-            with contextlib.nullcontext() if last or machine.world == 1 else ddp.no_sync():
+            with contextlib.nullcontext() if last or ddp is trainee else ddp.no_sync():
                 with machine.autocast():
                     loss, parts = ddp(loss_fn, batch)
                 machine.scaled(loss / micro_steps).backward()
             for name, value in {"loss": loss.detach(), **parts}.items():
                 sums[name] = sums.get(name, 0) + value / micro_steps
+        if machine.graphs and machine.world > 1:
+            mean_gradients(params, machine)
         return sums
 
     while keeper.wants(step):
@@ -171,9 +185,10 @@ def train(cfg, machine, data, trainee, loss_fn, keeper):
             with climbed(trainee, cfg.sam_rho):
                 sums["sam_loss"] = forward_backward()["loss"]
         guard.unscale(trainee)
-        grad_norm = nn.utils.clip_grad_norm_(trainee.parameters(), cfg.grad_clip or math.inf)
+        grad_norm = clip_gradients(params, cfg.grad_clip or math.inf)
         guard.step(step + 1, sums["loss"], grad_norm)
-        trainee.zero_grad(set_to_none=not summed)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=not summed)
         step += 1
         keeper.after_step(step, sums, lr, grad_norm)
     keeper.finish(step)
@@ -192,6 +207,15 @@ def make_optimizers(trainee, cfg):
                               maximize=getattr(cfg, "ascent", False))]
 
 
+def clip_gradients(params, max_norm):
+    """Scale the gradients g to min(1, max_norm / |g|) g, |g| over all of them, and return |g|: torch's
+    clip_grad_norm_ without its sorting by device, which takes as long as the rest."""
+    gradients = [p.grad for p in params if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (max_norm / (norm + 1e-6)).clamp(max=1))
+    return norm
+
+
 def learning_rate(cfg, step, total):
     """Linear warm-up to learning_rate over warmup_iters steps, then half a cosine or a line to min_lr at
     the last. The warm-up's steps are 1/(warmup_iters + 1) and so on; Hugging Face's begin with a step at 0,
@@ -206,8 +230,8 @@ def learning_rate(cfg, step, total):
 
 
 def distributed(trainee, machine):
-    """The trainee, with DDP around it where there are several ranks."""
-    if machine.world == 1:
+    """The trainee, with DDP around it where there are several ranks and no CUDA graphs."""
+    if machine.world == 1 or machine.graphs:
         return trainee
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # since 2.13 broadcast_buffers has a new name
@@ -298,10 +322,7 @@ def new_model(cfg, machine, data):
         start_from(cfg.init_from, model, data.meta)
     if machine.compile:
         model.model.compile_layers()
-    model.to(machine.device)
-    if machine.graphs:
-        record(model.model, machine, cfg)
-    return model
+    return model.to(machine.device)
 
 
 def model_config(cfg):

@@ -172,10 +172,13 @@ def mean_over_ranks(values, machine):
     return values / machine.world
 
 
-def seed_dropout(*key):
+def seed_dropout(device, *key):
     """Make what is drawn at random from here on follow from `key`: numbers of seed, step, micro-step and
     rank."""
-    torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of device: a third of a ms
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 # --- CUDA graphs ----------------------------------------------------------------------------------
@@ -183,28 +186,71 @@ def seed_dropout(*key):
 def record(body, machine, cfg):
     """Record a model's body as CUDA graphs, forward and backward: hundreds of launches, which a GPU waits
     for, become two. Replayed for token ids (micro_batch, seq_len); all else goes the plain way. Head and loss
-    stay outside. Dropout draws anew at each replay, from the generator that seed_dropout seeds."""
+    stay outside. Dropout draws anew at each replay, from the generator that seed_dropout seeds. As torch's
+    make_graphed_callables, but autograd sees one node in place of every parameter."""
+    plain, trained = body.forward, [p for p in body.parameters() if p.requires_grad]
+    forth, back = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
     x = torch.zeros(machine.micro_batch, cfg.seq_len, dtype=torch.int64, device=machine.device)
-    plain = body.forward
-    # made on this stream now, and kept, lest autograd makes them while recording and then waits between two
-    # streams for each parameter at each step
-    trained = [p for p in body.parameters() if p.requires_grad]
-    body.accumulators = [p.view_as(p).grad_fn.next_functions[0][0] for p in trained]
     with machine.autocast(cache_enabled=False):
-        torch.cuda.make_graphed_callables(body, (x,), num_warmup_iters=11 if machine.world > 1 else 3)
-    replay = body.forward
+        with torch.cuda.stream(torch.cuda.Stream()):
+            for _ in range(3):  # compiles, and makes what is made at the first use
+                h = plain(x)
+                if trained:
+                    torch.autograd.grad(h, trained, h)
+        torch.cuda.synchronize()
+        with torch.cuda.graph(forth):
+            h = plain(x)
+        if trained:
+            dh = torch.zeros_like(h)
+            with torch.cuda.graph(back, pool=forth.pool()):
+                gradients = torch.autograd.grad(h, trained, dh)
+    h = h.detach()
 
-    def forward(y):
-        return replay(y) if y.shape == x.shape and y.dtype == x.dtype else plain(y)
-    body.forward = forward
+    class Replay(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, y, *one_parameter):  # so that there is a backward
+            x.copy_(y)
+            forth.replay()
+            return h.detach()
+
+        @staticmethod
+        def backward(ctx, grad):
+            dh.copy_(grad)
+            back.replay()
+            add_gradients(trained, gradients)
+            return None, None
+
+    training = body.training
+    body.forward = lambda y: (
+        Replay.apply(y, *trained[:1])
+        if y.shape == x.shape and y.dtype == x.dtype and body.training == training else plain(y))
 
 
-def own_gradients(module):
-    """Give each parameter a gradient to add to. Else autograd keeps the first replay's, which lies in the
-    graph's memory, and the second writes over it. To be zeroed after a step, not set to None."""
-    for p in module.parameters():
+def add_gradients(params, gradients):
+    """Each parameter's `grad` is the graph's tensor, or that is added to the `grad` which is there."""
+    old = [(p.grad, g) for p, g in zip(params, gradients) if p.grad is not None]
+    if old:
+        torch._foreach_add_(*map(list, zip(*old)))
+    for p, g in zip(params, gradients):
+        if p.grad is None:
+            p.grad = g
+
+
+def own_gradients(params):
+    """Give each parameter a `grad` to add to. Else it is the first replay's, which lies in the graph's
+    memory, and the second writes over it. To be zeroed after a step, not set to None."""
+    for p in params:
         if p.requires_grad:
             p.grad = torch.zeros_like(p)
+
+
+def mean_gradients(params, machine):
+    """Over the ranks. DDP would not see gradients that come with a replay."""
+    gradients = [p.grad for p in params if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients]) / machine.world
+    dist.all_reduce(flat)
+    means = flat.split([g.numel() for g in gradients])
+    torch._foreach_copy_(gradients, [mean.view_as(g) for mean, g in zip(means, gradients)])
 
 
 # --- what must not reach the weights --------------------------------------------------------------

@@ -29,7 +29,7 @@ class Shards:
         names = [s for s in self.meta["shards"] if s["split"] == split]
         if not names:
             sys.exit(f"error: {data_dir} has no '{split}' split; prepare it again with one")
-        self.maps = [open_shard(data_dir, s) for s in names]
+        self.maps = [np.asarray(open_shard(data_dir, s)) for s in names]  # a memmap is slow to slice
         self.ends = np.cumsum([len(m) for m in self.maps]).tolist()
 
     def __len__(self):

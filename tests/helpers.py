@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, ROOT)
@@ -83,6 +85,56 @@ def torchrun(script, data, out, ranks=2, **change):
     stdout, stderr = child.communicate()
     assert child.returncode == 0, stderr[-3000:]
     return stdout
+
+
+class GraphOnCPU:
+    """torch.cuda.CUDAGraph without a GPU: the operations that ran while it was recorded, run again on the
+    same tensors."""
+
+    def __init__(self):
+        self.calls, self.replays = [], 0
+
+    def pool(self):
+        pass
+
+    @torch.no_grad()
+    def replay(self):
+        self.replays += 1
+        for func, args, kwargs, outs in self.calls:
+            for old, new in zip(tree_leaves(outs), tree_leaves(func(*args, **kwargs))):
+                old.copy_(new)
+
+
+class RecordOnCPU(TorchDispatchMode):
+    """torch.cuda.graph for it."""
+
+    def __init__(self, graph, pool=None):
+        super().__init__()
+        self.graph = graph
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        outs = func(*args, **(kwargs or {}))
+        self.graph.calls.append((func, args, kwargs or {}, outs))
+        return outs
+
+
+def graphs_on_cpu(setattr=setattr):
+    """Runs on the CPU record and replay their models' bodies from here on. setattr: a monkeypatch's. Returns
+    the list of the graphs."""
+    graphs = []
+    setattr(torch.cuda, "CUDAGraph", lambda: graphs.append(GraphOnCPU()) or graphs[-1])
+    setattr(torch.cuda, "graph", RecordOnCPU)
+    setattr(torch.cuda, "Stream", lambda: None)
+    setattr(torch.cuda, "stream", contextlib.nullcontext)
+    setattr(torch.cuda, "synchronize", lambda: None)
+    start = train.start
+
+    def start_with_graphs(cfg):
+        machine, data = start(cfg)
+        return machine._replace(graphs=True), data
+    for module in train, distill:
+        setattr(module, "start", start_with_graphs)
+    return graphs
 
 
 def records(out):

@@ -1,4 +1,5 @@
 """What a GPU needs of the loop, tested without one: nothing that waits, graphs of fixed shapes."""
+import os
 from functools import partial
 from unittest import mock
 
@@ -9,8 +10,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import distill
 import lib.machine
 import train
-from helpers import distill_config, records, run_train, train_config
+from helpers import (
+    GPT2,
+    ROOT,
+    assert_same_log,
+    distill_config,
+    graphs_on_cpu,
+    records,
+    run_distill,
+    run_train,
+    torchrun,
+    train_config,
+)
 from lib.machine import Machine
+from model import LanguageModel, ModelConfig
 
 
 class Waits(TorchDispatchMode):
@@ -60,43 +73,74 @@ def test_what_the_device_decides():
     assert cpu.dtype == torch.float32 and gpu.dtype == torch.bfloat16
 
 
+CASES = {  # settings, replays of the student's forward in 6 steps
+    "plain": ({}, 6),
+    "accumulated, dropout, tied": (dict(micro_batch_size=2, **GPT2), 24),
+    "SAM": (dict(sam_rho=0.1), 12),
+    "masked": (dict(arch="gpt2", norm_eps=1e-5, causal=False), 6),
+    "distilled": (dict(teachers=("gpt2", "gqa")), 6),
+    "contrast, accumulated": (dict(teachers=("llama",), contrastive=0.2, n_pairs=4, micro_batch_size=4), 12),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_graphs_change_nothing(data, teachers, tmp_path, monkeypatch, case):
+    """The loop with recorded bodies, which is checked on the CPU by graphs that run operations again."""
+    change, replays = CASES[case]
+    paths = tuple(path for path in teachers if path.endswith(change.get("teachers", ())))
+    module, config = (distill, distill_config) if paths else (train, train_config)
+    change = {**change, "teachers": paths} if paths else change
+    module.main(config(data, tmp_path / "plain", **change))
+    graphs = graphs_on_cpu(monkeypatch.setattr)
+    module.main(config(data, tmp_path / "graphs", **change))
+
+    assert_same_log(tmp_path / "plain", tmp_path / "graphs", ["loss", "ce", "kl", "n_pair", "sam_loss",
+                                                              "grad_norm", "val_ce"], rel=1e-5)
+    forward, backward = graphs[-2:]  # the student's come last
+    assert forward.replays == backward.replays == replays
+    assert len(graphs) == 2 + 2 * len(paths) and all(g.replays >= replays for g in graphs[:-2:2])
+
+
+@pytest.mark.thorough
+def test_ranks_with_graphs(data, tmp_path):
+    """Gradients that DDP does not see are averaged after the step's last replay."""
+    script = tmp_path / "train_with_graphs.py"
+    script.write_text(f"import sys; sys.path[:0] = [{os.path.join(ROOT, 'tests')!r}]\n"
+                      "import helpers, train\n"
+                      "from lib.configurator import launch\n"
+                      "helpers.graphs_on_cpu()\n"
+                      "launch(train.main, train.TrainConfig)\n")
+    torchrun(script, data, tmp_path / "graphs", micro_batch_size=2)
+    run_train(data, tmp_path / "plain")
+
+    assert_same_log(tmp_path / "plain", tmp_path / "graphs", ["loss", "grad_norm", "val_ce"], rel=1e-4)
+
+
+def test_a_generator_takes_the_plain_way(data, teachers, tmp_path, monkeypatch, capfd):
+    run_train(data, tmp_path / "g", max_iters=2, arch="gpt2", tie_weights=True, norm_eps=1e-5, causal=False)
+    graphs = graphs_on_cpu(monkeypatch.setattr)
+    run_distill(data, tmp_path / "r", teachers[:1], generator=str(tmp_path / "g"))
+    assert capfd.readouterr().out.count("notice: no CUDA graphs") == 1 and not graphs
+
+
 def test_a_recorded_body_is_replayed_for_its_own_shape_alone(monkeypatch):
-    body = torch.nn.Linear(4, 4)
-    body.forward = lambda x: "plain"
-
-    def graphed(module, args, num_warmup_iters):
-        module.forward = lambda x: "graph"
-    monkeypatch.setattr(torch.cuda, "make_graphed_callables", graphed)
-    cfg = mock.Mock(seq_len=8)
-    lib.machine.record(body, Machine(torch.device("cpu"), micro_batch=2), cfg)
-    assert body.forward(torch.zeros(2, 8, dtype=torch.int64)) == "graph"
-    assert body.forward(torch.zeros(2, 7, dtype=torch.int64)) == "plain"
-    assert body.forward(torch.zeros(2, 8)) == "plain"  # embeddings, of a generator's text
-
-
-def test_summed_gradients_are_not_the_graphs_own_memory():
-    """A replay writes where it wrote before: what was summed must lie elsewhere."""
-    linear, static = torch.nn.Linear(2, 1, bias=False), torch.zeros(1, 2)
-
-    class Replay(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, weight, value):
-            static.fill_(value)
-            return weight.sum()
-
-        @staticmethod
-        def backward(ctx, grad):
-            return static.detach(), None
-    lib.machine.own_gradients(linear)
-    for value in (1.0, 2.0):
-        Replay.apply(linear.weight, value).backward()
-    assert linear.weight.grad.tolist() == [[3.0, 3.0]]
+    graphs = graphs_on_cpu(monkeypatch.setattr)
+    body = LanguageModel(ModelConfig(vocab_size=9, n_layer=1, n_embd=8, n_head=1)).model
+    machine = Machine(torch.device("cpu"), micro_batch=2)
+    lib.machine.record(body, machine, mock.Mock(seq_len=8))
+    forward = graphs[0]
+    for x in (torch.ones(2, 7, dtype=torch.int64),   # another shape
+              torch.ones(2, 8, 8), body.eval() and torch.ones(2, 8, dtype=torch.int64)):
+        body(x)
+        assert not forward.replays
+    body.train()(torch.ones(2, 8, dtype=torch.int64))
+    assert forward.replays == 1
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("change", [
     {}, dict(micro_batch_size=4), dict(arch="gpt2", tie_weights=True, dropout=0.1)])
-def test_graphs_change_nothing(data, tmp_path, change):
+def test_real_graphs_change_nothing(data, tmp_path, change):
     run = partial(run_train, data, device="cuda", max_iters=20, epochs=9, **change)
     run(tmp_path / "plain", cuda_graphs="off")
     run(tmp_path / "graphs")
