@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from lib.data import n_chunks, to_batch, to_device
+from lib.data import n_chunks, to_batch
 from lib.files import FORMAT_VERSION, flush_to_disk, lock, read_json, sha256, write_json
 from lib.shards import data_sha256
 
@@ -69,9 +69,12 @@ class CachedTeacher:
         teacher.body = None  # a language model's: its memory is not needed from here on
 
     def states(self, batch):
-        rows = torch.from_numpy(self.cache.rows(self.shards, batch.index))
-        states = rows if self.cache.whole_numbers else rows.view(torch.bfloat16)
-        return to_device(states, self.cache.machine.device)
+        machine = self.cache.machine
+        # torch hands pinned memory out anew only when the copies from it are done
+        states = torch.empty(len(batch.index), *self.shards[0].shape[1:], pin_memory=machine.kind.pinned,
+                             dtype=torch.int64 if self.cache.whole_numbers else torch.bfloat16)
+        self.cache.read(self.shards, batch.index, states)
+        return states.to(machine.device, non_blocking=True)
 
 
 class StateCache:
@@ -172,6 +175,7 @@ class StateCache:
             maps.append(np.memmap(path, self.dtype, "r").reshape(-1, self.cfg.seq_len, *self.row_shape))
         return maps
 
-    def rows(self, maps, index):
-        """The chunks `index` as (B, T, C), the bits of bfloat16 in int16."""
-        return np.stack([maps[chunk // self.per_shard][chunk % self.per_shard] for chunk in index])
+    def read(self, maps, index, states):
+        """The chunks `index` into states (B, T, C)."""
+        bits = states if self.whole_numbers else states.view(torch.int16)
+        np.stack([maps[chunk // self.per_shard][chunk % self.per_shard] for chunk in index], out=bits.numpy())
