@@ -12,10 +12,13 @@ import distill
 import eval_blimp
 import sample
 from distill import Teacher
-from eval_blimp import EvalConfig, Pair
-from helpers import GPT2, distill_config, read_jsonl, real, records, run_train, write_pairs
+from eval_blimp import EvalConfig
+from helpers import distill_config, read_jsonl, real, records, write_pairs
+from lib import tasks
 from lib.checkpoints import find_checkpoint, load_checkpoint, load_ensemble, read_checkpoint_config
 from lib.files import read_json
+from lib.scoring import Candidate
+from lib.tasks import RULES, Item, encoder, read_items
 
 CPU = torch.device("cpu")
 
@@ -33,7 +36,12 @@ def scored(ckpt, folder):
 
 def pair_of(good, bad, task="t", line=0, context="", phenomenon=""):
     """A pair of token ids after <s>."""
-    return Pair(task, line, [1, *good], [1, *bad], 1, context, (" a", " b"), phenomenon)
+    candidates = tuple(Candidate((1, *ids), 1) for ids in (good, bad))
+    return Item(task, task, line, candidates, context, (" a", " b"), phenomenon=phenomenon)
+
+
+def summary(items, scores):
+    return eval_blimp.summary(items, scores, RULES["2024"])
 
 
 def reference_logits(ckpt, sentence):
@@ -98,9 +106,9 @@ def test_validation_loss_is_trainings(data, teachers, tmp_path, capsys):
 
 
 def test_batching_does_not_show(corpus, teachers):
-    models, tokenizer, _ = load_ensemble([teachers[0]], CPU)
-    pairs = eval_blimp.read_pairs(f"{corpus}/pairs", tokenizer, 1, 64)[::37]
-    one, many = (eval_blimp.score_pairs([Teacher(models[0])], pairs, batch_tokens, CPU)
+    models, tokenizer, described = load_ensemble([teachers[0]], CPU)
+    items = read_items(f"{corpus}/pairs", "2024", encoder("2024", tokenizer, described, "auto"), 64)[::37]
+    one, many = (eval_blimp.score_items([Teacher(models[0])], items, batch_tokens)
                  for batch_tokens in (1, 5000))
     assert torch.tensor(one).sub(torch.tensor(many)).abs().max() < 1e-4
 
@@ -108,7 +116,7 @@ def test_batching_does_not_show(corpus, teachers):
 @pytest.mark.parametrize("good,bad", [([5], [5, 0]), ([5, 0], [5]), ([5, 0, 7], [5, 0, 0, 7]), ([0], [0, 0])])
 def test_token_0_is_not_taken_for_padding(teachers, good, bad):
     models, _, _ = load_ensemble([teachers[1]], CPU)
-    together, = eval_blimp.score_pairs([Teacher(models[0])], [pair_of(good, bad)], 1000, CPU)
+    together, = eval_blimp.score_items([Teacher(models[0])], [pair_of(good, bad)], 1000)
     for ids, ours in zip((good, bad), together):
         logp = models[0](torch.tensor([[1] + ids[:-1]]))[0].log_softmax(-1)
         assert ours == pytest.approx(sum(logp[i, t].item() for i, t in enumerate(ids)), abs=1e-5)
@@ -126,7 +134,7 @@ def test_averages_and_standard_errors():
     pairs = [pair_of([1], [2], task, i, phenomenon=phenomenon)
              for task, n, phenomenon in (("a", 5, "binding"), ("b", 3, "s-selection")) for i in range(n)]
     scores = [(0.0, -1.0)] * 3 + [(-1.0, 0.0)] * 2 + [(0.0, -1.0), (0.0, 0.0), (-2.0, -1.0)]
-    result = eval_blimp.summary(pairs, scores)
+    result = summary(pairs, scores)
     a, b = (result["tasks"][task] for task in "ab")
     assert a["accuracy"] == 0.6 and a["se"] == pytest.approx(0.2449, abs=1e-4)
     assert b["se"] == pytest.approx(0.3333, abs=1e-4)
@@ -165,7 +173,7 @@ def test_bad_pairs_are_one_line(teachers, tmp_path, text, message):
 
 
 def test_unwritable_results_are_refused_before_scoring(corpus, teachers, tmp_path, monkeypatch):
-    monkeypatch.setattr(eval_blimp, "score_pairs", None)
+    monkeypatch.setattr(eval_blimp, "score_items", None)
     for change in (dict(out=str(tmp_path / "no" / "x.json")), dict(items=str(tmp_path))):
         with pytest.raises(SystemExit, match="cannot write"):
             evaluate(teachers[0], f"{corpus}/pairs", **change)
@@ -209,18 +217,20 @@ def test_ewok_compares_two_targets_after_one_context(teachers, tmp_path):
         assert json.load(f)["ewok"]["physical-relations"]["predictions"] == expected
 
 
-@pytest.mark.parametrize("kind,context", [(0, ""), (1, "The dog runs.")])
-def test_a_third_kind_of_fields_is_one_more_line(teachers, tmp_path, monkeypatch, kind, context):
-    """A line of FIELDS is all it takes: scores are those of the same texts under the names known before."""
-    kinds = {"known": eval_blimp.FIELDS[kind], "new": ("right", "wrong", "given" if context else "")}
-    for name, (good, bad, before) in kinds.items():
+@pytest.mark.parametrize("context", ["", "The dog runs."])
+def test_another_kind_of_fields_is_one_more_line(teachers, tmp_path, monkeypatch, context):
+    """A line of FORMATS is all it takes: scores are those of the same texts under the names known before."""
+    known = ("Target1", "Target2", "Context1") if context else ("sentence_good", "sentence_bad", "")
+    for name, (good, bad, before) in dict(known=known, new=("right", "wrong", "given")).items():
         write_rows(tmp_path / name, "t", [
-            {good: a, bad: b, **({before: context} if before else {})}
+            {good: a, bad: b, **({before: context} if context else {})}
             for a, b in (("It moves.", "It sleeps well."), ("The cat sees it.", "The cat see it."))])
     with pytest.raises(SystemExit, match="line 1: no field"):
         evaluate(teachers[1], tmp_path / "new")
-    monkeypatch.setattr(eval_blimp, "FIELDS", (*eval_blimp.FIELDS, kinds["new"]))
-    for name in kinds:
+    start = "{given}| " if context else "|"
+    added = tasks.Format("2024", (start + "{right}", start + "{wrong}"))
+    monkeypatch.setattr(tasks, "FORMATS", (*tasks.FORMATS, added))
+    for name in ("known", "new"):
         evaluate(teachers[1], tmp_path / name, items=str(tmp_path / f"{name}.jsonl"))
     scores = read_jsonl(tmp_path / "new.jsonl")
     assert len(scores) == 2 and scores == read_jsonl(tmp_path / "known.jsonl")
@@ -230,7 +240,7 @@ def test_pairs_that_differ_in_their_context_alone_are_other_pairs():
     """So that tools/compare.py does not take them for the same."""
     pairs = [pair_of([2], [3], context=context)
              for context in ("The lamp is over the desk.", "The lamp is under the desk.", "")]
-    assert len({eval_blimp.summary([pair], [(0.0, 0.0)])["sha256"] for pair in pairs}) == 3
+    assert len({summary([pair], [(0.0, 0.0)])["sha256"] for pair in pairs}) == 3
 
 
 def test_predictions_of_several_commands_are_in_one_file(teachers, tmp_path):
@@ -248,13 +258,12 @@ def test_predictions_of_several_commands_are_in_one_file(teachers, tmp_path):
 
 @pytest.mark.parametrize("folder,tasks,n,phenomena", [("blimp_filtered", 67, 59875, 12),
                                                       ("supplement_filtered", 5, 5218, 0)])
-def test_real_blimp_counts(data, tmp_path, folder, tasks, n, phenomena):
+def test_real_blimp_counts(teachers, folder, tasks, n, phenomena):
     """The filtered sets as the official pipeline reports them: tasks, items, phenomena."""
     path = real("eval", folder)
-    run_train(data, tmp_path / "r", max_iters=1, block_size=256, **GPT2)
-    tokenizer = load_checkpoint(str(tmp_path / "r"))[1]
-    pairs = eval_blimp.read_pairs(path, tokenizer, 1, 256)
-    result = eval_blimp.summary(pairs, [(0.0, 0.0)] * len(pairs))
+    _, tokenizer, described = load_checkpoint(teachers[0])
+    items = read_items(path, "2024", encoder("2024", tokenizer, described, "auto"), 256)
+    result = summary(items, [(0.0, 0.0)] * len(items))
     assert (len(result["tasks"]), result["n"], len(result["phenomena"])) == (tasks, n, phenomena)
     assert result["accuracy"] == pytest.approx(1.0)
 

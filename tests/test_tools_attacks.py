@@ -506,7 +506,7 @@ def test_a_folder_that_cannot_be_written_is_found_before_work(tools, tmp_path, m
     for module in (finetune, eval_blimp, surprisal):
         monkeypatch.setattr(module, "check_writable", refuse)
     monkeypatch.setattr(finetune, "finetune", None)
-    monkeypatch.setattr(eval_blimp, "score_pairs", None)
+    monkeypatch.setattr(eval_blimp, "score_items", None)
     monkeypatch.setattr(surprisal, "line_surprisals", None)
     for name in ("finetune", "eval", "surprisal"):
         status, stderr, _ = in_child(tools.work(name, tmp_path))
