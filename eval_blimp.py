@@ -69,7 +69,9 @@ def main(cfg):
     if not cfg.ckpt or not (cfg.data or cfg.data_dir):
         sys.exit("error: say what to score on what: --ckpt=out/run --data=blimp_filtered")
     need(cfg, predictions=(not cfg.predictions or cfg.rules == "2024",
-                           f"'' with rules={cfg.rules}: tools/submit.py writes that hand-in"))
+                           f"'' with rules={cfg.rules}: tools/submit.py writes that hand-in"),
+         bos=(cfg.bos == "auto" or RULES[cfg.rules].prefix == "tokenizer",
+              f"'auto' with rules={cfg.rules}, which say what stands before a text"))
     device = pick_device(cfg.device)
     machine = Machine(device, dtype=getattr(torch, cfg.dtype))
     models, tokenizer, described = load_ensemble(cfg.ckpt, device)
@@ -138,8 +140,8 @@ def read_folders(cfg, models, tokenizer, described):
         return {}
     encode = encoder(cfg.rules, tokenizer, described, cfg.bos)
     # rotary positions go on past block_size, and today's rules let them; learned ones end there
-    endless = RULES[cfg.rules].prefix == "tokenizer" and all(m.cfg.arch == "llama" for m in models)
-    limit = math.inf if endless else min(m.cfg.block_size for m in models)
+    endless = ["llama"] if RULES[cfg.rules].prefix == "tokenizer" else []
+    limit = min((m.cfg.block_size for m in models if m.cfg.arch not in endless), default=math.inf)
     folders = {os.path.basename(os.path.normpath(folder)): read_items(folder, cfg.rules, encode, limit)
                for folder in cfg.data}
     if len(folders) < len(cfg.data):
@@ -211,8 +213,7 @@ def summary(items, scores, rules):
     for item, s in zip(items, scores):
         points.setdefault(item.task, []).append(choice(item, s, rules)[1])
         if item.share is not None:
-            p = torch.tensor(s).float().softmax(0)[0].item()  # float32 as officially: it is 0 or 1 at times
-            shares.setdefault(item.task, []).append((p, item.share))
+            shares.setdefault(item.task, []).append((p_first(s), item.share))
     tasks = {task: dict(task_row(p), right="".join(str(round(1 / x) if x else 0) for x in p))
              for task, p in points.items()}
     for task, pairs in shares.items():
@@ -226,8 +227,13 @@ def summary(items, scores, rules):
     texts = json.dumps([(item.task, item.context, item.texts) for item in items])
     whole = mean_row(list((phenomena if rules.pooled and phenomena else tasks).values()))
     if shares:
-        whole["rho"] = sum(row["rho"] for row in tasks.values()) / len(tasks)
+        whole["rho"] = sum(tasks[task]["rho"] for task in shares) / len(shares)
     return dict(**whole, tasks=tasks, phenomena=phenomena, sha256=hashlib.sha256(texts.encode()).hexdigest())
+
+
+def p_first(scores):
+    """P(the first of two), in float32 as officially: it is 0 or 1 at times, and those are ties."""
+    return torch.tensor(scores, dtype=torch.float32).softmax(0)[0].item()
 
 
 def spearman(a, b):
@@ -246,14 +252,15 @@ def preferred(items, scores, rules):
     tasks = {}
     for item, s in zip(items, scores):
         rows = tasks.setdefault(item.uid, {"predictions": []})["predictions"]
-        rows.append({"id": f"{item.uid}_{item.line}", "pred": item.texts[choice(item, s, rules)[0]]})
+        row = {"id": f"{item.uid}_{item.line}", "pred": item.texts[choice(item, s, rules)[0]]}
+        rows.append(row if item.share is None else dict(row, prob=p_first(s)))
     return tasks
 
 
 def json_line(item, scores):
     row = dict(task=item.uid, line=item.line, scores=scores)
     if len(scores) == 2:
-        row.update(logp_good=scores[0], logp_bad=scores[1])
+        row.update(logp_good=scores[item.right], logp_bad=scores[1 - item.right])
     return json.dumps(row) + "\n"
 
 
@@ -313,7 +320,8 @@ def print_table(cfg, result):
             line(task, row, 4)
         for phenomenon, row in folder["phenomena"].items():
             line(phenomenon, row, 2)
-        line(f"{name}: mean of {len(folder['tasks'])} tasks", folder, 0)
+        parts = "phenomena" if RULES[cfg.rules].pooled and folder["phenomena"] else "tasks"
+        line(f"{name}: mean of {len(folder[parts])} {parts}", folder, 0)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 them."""
 import os
 import re
+import reprlib
 import sys
 from functools import cache
 from typing import NamedTuple
@@ -48,7 +49,7 @@ FORMATS = (
     Format("2025", FIVE, task="{file}_{numops}_ops"),                              # entity tracking
     Format("2026", FIVE, task="{file}_{numops}_ops", without="nothing"),
     Format("2025 2026", ("{prefix_acceptable} |{property_phrase}",                 # COMPS
-                         "{prefix_unacceptable} |{property_phrase}")),
+                         "{prefix_unacceptable} |{property_phrase}"), uid="{comps}"),
     Format("2025", ("|{sentences[0]}", "|{sentences[1]}"), share="ratio"),         # WUG
     Format("2026", FOUR, uid="{example_id}", right="label", per_token=True),       # GlobalPIQA
     Format("2026", TWO, uid="{example_id}", right="label", per_token=True),
@@ -120,32 +121,47 @@ def read_item(row, file, rules, encode):
     if not isinstance(row, dict):
         raise TypeError("not an object")
     form = format_of(row, rules)
-    if form.share:  # two sentences with a tab between
-        row = dict(row, sentences=str(row["sentences"]).split("\t"))
-    for name in fields(form.candidates):
-        texts = row[name] if isinstance(row[name], list) else [row[name]]
-        if not all(isinstance(text, str) for text in texts):
-            raise TypeError(f"{name} is {row[name]!r}")
-    try:
-        parts = [tuple(half.format(**row) for half in template.split("|")) for template in form.candidates]
-    except IndexError:
-        raise ValueError(f"fewer than {len(form.candidates)} candidates") from None
+    row = dict(row, file=file, comps=file.removeprefix("comps_").replace("-", "_"))
+    if form.share and isinstance(row["sentences"], str):
+        row["sentences"] = row["sentences"].split("\t")
+    check_values(row, form)
+    parts = [tuple(half.format(**row) for half in template.split("|")) for template in form.candidates]
     if form.without and any(form.without in scored for _, scored in parts):
         return None
-    alike = len({before for before, _ in parts}) == 1
-    context = parts[0][0] if alike else ""
+    before_each = {template.split("|")[0] for template in form.candidates}
+    context = parts[0][0] if len(before_each) == 1 else ""
     blank = "" if context or RULES[rules].prefix == "tokenizer" else " "
-    texts = tuple(blank + (scored if alike else before + scored) for before, scored in parts)
+    texts = tuple(blank + (scored if len(before_each) == 1 else before + scored) for before, scored in parts)
     candidates = tuple(encode(before, scored) for before, scored in parts)
     for (before, scored), c in zip(parts, candidates):
-        if not scored.strip() or not 0 < c.n_context <= max(1, len(c.ids) - 1):
+        empty = not scored.strip() or not before.strip() and before_each != {""}
+        if empty or not 0 < c.n_context <= max(1, len(c.ids) - 1):
             raise ValueError("an empty context or sentence")
-    right = row[form.right] if form.right else 0
-    if right not in range(len(candidates)):
-        raise ValueError(f"{form.right} is {right!r}")
-    task = form.task.format(file=file, **row)
-    return Item(task, form.uid.format(**row) or task, 0, candidates, context, texts, right, form.per_token,
-                float(row[form.share]) if form.share else None, str(row.get("linguistics_term", "")))
+    task = form.task.format(**row)
+    return Item(task, form.uid.format(**row) or task, 0, candidates, context, texts,
+                row[form.right] if form.right else 0, form.per_token,
+                row[form.share] if form.share else None, str(row.get("linguistics_term", "")))
+
+
+def check_values(row, form):
+    """TypeError or ValueError that names the first field of a line that has not what its format wants."""
+    n = len(form.candidates)
+    for name in fields(form.candidates):
+        if "{%s[" % name not in form.candidates[0]:
+            good, wanted = isinstance(row[name], str), "a text"
+        else:
+            good = isinstance(row[name], list) and [type(text) for text in row[name]] == [str] * n
+            wanted = f"{n} texts"
+        if not good:
+            raise TypeError(f"{name} is {reprlib.repr(row[name])}, not {wanted}")
+    for name in fields((form.task, form.uid)):
+        if type(row[name]) not in (str, int):
+            raise TypeError(f"{name} is {reprlib.repr(row[name])}, not a name or number")
+    right, share = (row[name] if name else 0 for name in (form.right, form.share))
+    if type(right) is not int or not 0 <= right < n:
+        raise ValueError(f"{form.right} is {reprlib.repr(right)}, not from 0 to {n - 1}")
+    if type(share) not in (int, float) or not 0 <= share <= 1:
+        raise ValueError(f"{form.share} is {reprlib.repr(share)}, not from 0 to 1")
 
 
 @cache
@@ -154,14 +170,24 @@ def fields(templates):
 
 
 def format_of(row, rules):
-    """The first format whose fields are all there. KeyError of what the nearest lacks."""
+    """The format of these rules that has most of the line's fields. KeyError of what it lacks."""
     def lacking(form):
-        return [name for name in fields((*form.candidates, form.task, form.uid, "{%s}" % form.right))
-                if name not in row and name != "file"]
-    known = [form for form in FORMATS if not lacking(form)]
-    if not known:
-        raise KeyError(min(map(lacking, FORMATS), key=len)[0])
-    for form in known:
-        if rules in form.rules.split():
-            return form
-    raise ValueError(f"no task by the rules of {rules}, but of {known[0].rules}")
+        return [name for name in all_fields(form) if name not in row]
+
+    def fit(form):
+        return len(all_fields(form)) - len(lacking(form)), -len(lacking(form))
+    nearest = max((form for form in FORMATS if rules in form.rules.split()), key=fit)
+    if lacking(nearest):
+        known = [form for form in FORMATS if not lacking(form)]
+        if known:
+            raise ValueError(f"no task by the rules of {rules}, but of {known[0].rules}")
+        raise KeyError(lacking(nearest)[0])
+    return nearest
+
+
+@cache
+def all_fields(form):
+    """The fields that lines of a format have."""
+    also = (form.task, form.uid, "{%s}" % form.right, "{%s}" % form.share)
+    names = fields((*form.candidates, *also))
+    return [name for name in names if name not in ("file", "comps")]
