@@ -138,14 +138,18 @@ def validation_chunks(cfg, shards, machine):
     return shards.windows(chosen * cfg.seq_len, cfg.seq_len + 1)[machine.rank::machine.world]
 
 
+def validation_rows(cfg, machine):
+    """Chunks at a time: bounds the memory of their logits."""
+    return min(machine.micro_batch, max(1, machine.positions(2048) // cfg.seq_len))
+
+
 @torch.no_grad()
 @torch.compiler.set_stance("force_eager")  # nothing is compiled for validation's shapes
 def evaluate(logits, val, cfg, machine):
     """Mean cross-entropy, nats per token, over this rank's chunks val (n, T + 1) and all other ranks', of
     `logits(batch)`: (B, T, V). Of a masked language model over the same masked tokens each time."""
     total = torch.zeros(2, dtype=machine.kind.widest, device=machine.device)  # sum, count
-    rows = max(1, machine.positions(2048) // cfg.seq_len)  # bounds the memory of the logits
-    rows = min(machine.micro_batch, rows)
+    rows = validation_rows(cfg, machine)
     for i in range(0, len(val), rows):
         batch = to_batch(val[i:i + rows], machine.device)
         y = batch.y

@@ -31,6 +31,7 @@ from lib.checkpoints import (
     save_checkpoint,
     sweep,
 )
+from lib.costs import training_bytes
 from lib.data import evaluate
 from lib.files import check_writable, git_revision, lock, read_json, write_json
 from lib.machine import catch_signals, hardware, mean_over_ranks, release_signals
@@ -179,9 +180,7 @@ class Keeper:
         cfg, machine, data, model = self.cfg, self.machine, self.data, self.trainee.student
         if machine.rank > 0:
             return
-        n, rows, width = model.n_params(), machine.micro_batch * cfg.seq_len, machine.dtype.itemsize
-        logits = 3 * 4 * cfg.vocab_size * (min(machine.positions(cfg.loss_chunk), rows) or rows)
-        activations = rows * cfg.n_layer * (10 * cfg.n_embd + 4 * cfg.intermediate_size) * width + logits
+        n = model.n_params()
         print(f"parameters: {n:,} ({cfg.arch})")
         print(f"tokens per epoch: {(data.starts[-1] - data.starts[-2]) * cfg.batch_size * cfg.seq_len:,}"
               + " at the end" * bool(cfg.curriculum))
@@ -190,8 +189,9 @@ class Keeper:
         if cfg.max_iters > data.total:
             print(f"notice: max_iters={cfg.max_iters}, but {cfg.epochs} epochs have {data.total} steps; "
                   "raise --epochs")
-        print(f"memory, estimated: {(16 * n + activations) / 2**30:.2f} GiB for the model trained; ranks: "
-              f"{machine.world}, {machine.device}, {str(machine.dtype).removeprefix('torch.')}, "
+        memory = training_bytes(cfg, machine, n) / 2 ** 30
+        print(f"memory, estimated: {memory:.2f} GiB for the model trained; ranks: {machine.world}, "
+              f"{machine.device}, {str(machine.dtype).removeprefix('torch.')}, "
               f"{'compiled' if machine.compile else 'not compiled'}", flush=True)
 
     def finish(self, step):

@@ -5,8 +5,9 @@
     python -m tools.bench --preset=small --json                   # the fastest exact way, one JSON line
     torchrun --nproc_per_node=4 -m tools.bench --preset=small --json    # the same on four GPUs
 
-Times are medians over 20 optimizer steps after 5 to warm up, each way in a process of its own;
-a table shows the median of `repeats` such processes, run in turn.
+Times are medians over 20 optimizer steps (on a GPU, which nothing should wait for, over every five of them)
+after 5 to warm up, each way in a process of its own; a table shows the median of `repeats` such processes,
+run in turn. On a GPU take --steps=100 or more.
 """
 import contextlib
 import json
@@ -27,6 +28,7 @@ import torch
 import distill
 from lib.checkpoints import point_to, save_checkpoint
 from lib.configurator import ROOT, launch, need
+from lib.costs import training_flops
 from lib.files import FORMAT_VERSION, parse_json, sha256, write_json
 from lib.machine import can_compile, hardware, multiplies_bf16, pick_device, pick_dtype
 from lib.shards import DTYPE, read_meta
@@ -58,6 +60,7 @@ class BenchConfig:
     loss_chunk: int = 512
     teacher_dtype: tuple[str, ...] = ("float32",)  # in bfloat16 arithmetic their matrices are bfloat16 anyway
     teacher_cache: str = ""      # folder
+    teachers_dir: str = ""       # keep the random teachers in this folder for the next time
 
 
 WAYS = {  # name: flags
@@ -110,6 +113,7 @@ def table(cfg):
 def commands(cfg, cache):
     """Name of a way -> what Python is to be called with."""
     size = [f"--{key}={getattr(cfg, key)}" for key in ("preset", "batch_size", "seq_len", "steps", "device")]
+    size.append(f"--teachers_dir={os.path.abspath(cfg.teachers_dir or os.path.join(cache, 'teachers'))}")
     ways = {}
     for name, flags in WAYS.items():
         flags = [flag.replace("CACHE", cache) for flag in flags.split()]
@@ -152,20 +156,18 @@ def measure(cfg):
     if cfg.compile == "on" and not can_compile(device):
         sys.exit("error: compile=on, but torch.compile does not work here; use --compile=off")
     student, *teachers = models(cfg)
-    rates = run_distill(cfg, student, teachers)
+    rates = run_distill(cfg, student, teachers, log_interval=5 if device.type == "cuda" else 1)
     tokens = cfg.batch_size * cfg.seq_len
-    start_s = time.perf_counter() - begin - sum(tokens / rate for rate in rates)
     if int(os.environ.get("RANK", 0)):
         return None
+    rate = statistics.median(rates)
+    start_s = time.perf_counter() - begin - cfg.steps * tokens / rate
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     if device.type == "cuda":
         peak = torch.cuda.max_memory_allocated()
     name = f"{torch.get_num_threads()} CPU threads" if device.type == "cpu" else hardware(device)
     dtype = pick_dtype(cfg.dtype, device)
-    rate = statistics.median(rates)
-    flops = 3 * forward_flops(student, cfg.seq_len)
-    for teacher in teachers:  # from a cache only their output layers are computed
-        flops += 2 * VOCAB * teacher.n_embd if cfg.teacher_cache else forward_flops(teacher, cfg.seq_len)
+    flops = training_flops(student, teachers, cfg.seq_len, cached=bool(cfg.teacher_cache))
     ceiling = matmul_flops(device, dtype)
     world = int(os.environ.get("WORLD_SIZE", 1))
     return dict(
@@ -184,21 +186,25 @@ def models(cfg):
             for arch, n_layer, n_head, n_embd, width in PRESETS[cfg.preset]]
 
 
-def run_distill(cfg, student, teachers):
-    """Tokens per second at each step after the warm-up, from the metrics.jsonl of distill.py's main."""
+def run_distill(cfg, student, teachers, log_interval):
+    """Tokens per second after the warm-up, as distill.py's main logs them in metrics.jsonl."""
     steps = WARMUP + cfg.steps
     folders = tuple(f"teacher_{i}" for i in range(len(teachers)))
     settings = distill.DistillConfig(
         data_dir="data", out_dir="out", teachers=folders, max_iters=steps, epochs=1, warmup_iters=5,
-        eval_chunks=1, log_interval=1, batch_size=cfg.batch_size, seq_len=cfg.seq_len, device=cfg.device,
-        dtype=cfg.dtype, compile=cfg.compile, loss_chunk=cfg.loss_chunk, teacher_dtype=cfg.teacher_dtype,
-        teacher_cache=os.path.abspath(cfg.teacher_cache) if cfg.teacher_cache else "", **asdict(student))
+        eval_chunks=1, log_interval=log_interval, batch_size=cfg.batch_size, seq_len=cfg.seq_len,
+        device=cfg.device, dtype=cfg.dtype, compile=cfg.compile, loss_chunk=cfg.loss_chunk,
+        teacher_dtype=cfg.teacher_dtype, teacher_cache=absolute(cfg.teacher_cache), **asdict(student))
+    kept = absolute(cfg.teachers_dir)
     # relative names in a folder of its own, so that a teacher cache is recognised the next time
     with (tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder),
           contextlib.redirect_stdout(sys.stderr)):
         write_data("data", steps * cfg.batch_size * cfg.seq_len)
         for name, teacher in zip(folders, teachers):
-            write_teacher(name, teacher, "data")
+            if kept:  # what the name stands for lies there
+                os.symlink(os.path.join(kept, "_".join(map(str, asdict(teacher).values()))), name)
+            if not os.path.isfile(os.path.join(name, "last.json")):
+                write_teacher(os.path.realpath(name), teacher, "data")
         distill.main(settings)
         if int(os.environ.get("RANK", 0)):
             return []
@@ -207,10 +213,8 @@ def run_distill(cfg, student, teachers):
     return [record["tokens_per_s"] for record in records if record["step"] > WARMUP]
 
 
-def forward_flops(m, seq_len):
-    """Per token, by matrix products; embeddings are free, causal attention counts half."""
-    projections = 4 * m.n_embd ** 2 + (3 if m.arch == "llama" else 2) * m.n_embd * m.intermediate_size
-    return 2 * (m.n_layer * (projections + seq_len * m.n_embd) + VOCAB * m.n_embd)
+def absolute(path):
+    return os.path.abspath(path) if path else ""
 
 
 def matmul_flops(device, dtype):

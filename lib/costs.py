@@ -1,0 +1,58 @@
+"""What a step costs, by arithmetic alone: operations and memory. How near it comes: tools/plan.py.
+
+m is a ModelConfig, cfg a TrainConfig, machine a Machine.
+"""
+from lib.data import validation_rows
+
+
+def forward_flops(m, seq_len):
+    """A token's, by matrix products: embeddings are free, causal attention counts half."""
+    weights = m.n_layer * layer_weights(m) + m.vocab_size * m.n_embd
+    attention = m.n_layer * seq_len * m.n_embd * (1 if m.causal else 2)  # T C / 2 for QK^T, and for its V
+    return 2 * (weights + attention)
+
+
+def training_flops(student, teachers, seq_len, cached=False):
+    """A token's: three times forward for the student, once for a teacher. From a cache only the output layers
+    of teachers are computed."""
+    taught = [2 * t.vocab_size * t.n_embd if cached else forward_flops(t, seq_len) for t in teachers]
+    return 3 * forward_flops(student, seq_len) + sum(taught)
+
+
+def layer_weights(m):
+    """In a layer's matrices."""
+    return 2 * m.n_embd ** 2 + 2 * m.n_embd * kv_width(m) + mlp_matrices(m) * m.n_embd * m.intermediate_size
+
+
+def kv_width(m):
+    return m.n_embd // m.n_head * (m.n_kv_head or m.n_head)
+
+
+def mlp_matrices(m):
+    return 3 if m.arch == "llama" else 2
+
+
+def training_bytes(cfg, machine, n, teachers=()):
+    """The peak on one rank, with a student of n parameters: what torch's allocator takes from a GPU. A graph
+    keeps its activations' memory, and validation comes on top; without, one follows the other."""
+    rows, width = machine.micro_batch * cfg.seq_len, machine.dtype.itemsize
+    model = 4 * 4 * n                                # float32: weights, gradients, AdamW's two moments
+    if machine.graphs and cfg.batch_size > machine.micro_batch * machine.world:
+        model += 4 * n                               # a graph's own gradients, beside their sum
+    chunk = min(machine.positions(cfg.loss_chunk), rows) or rows
+    loss = 18 * cfg.vocab_size * chunk               # logits, their gradient and what is made of them
+    validation = 18 * cfg.vocab_size * validation_rows(cfg, machine) * cfg.seq_len
+    layers = rows * cfg.n_layer * layer_bytes(cfg, width)
+    frozen = sum(width * t.n_layer * layer_weights(t) + (width + 4) * t.vocab_size * t.n_embd
+                 + rows * layer_bytes(t, width) for t in teachers)
+    if machine.graphs:
+        return model + frozen + layers + max(loss, validation)
+    return model + frozen + max(layers + loss, validation)
+
+
+def layer_bytes(m, width):
+    """What a position leaves in a layer for the way back, compiled: the residual stream twice in float32; in
+    the arithmetic's width both norms' outputs, q, k, v, attention's, and each product of the MLP."""
+    products = 4 * m.n_embd + 2 * kv_width(m) + mlp_matrices(m) * m.intermediate_size
+    masks = 2 * m.n_embd if m.dropout else 0
+    return 2 * 4 * m.n_embd + width * products + masks
