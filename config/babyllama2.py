@@ -13,7 +13,7 @@ intermediate_size = 2560
 
 epochs = 8
 batch_size = 128
-micro_batch_size = 32
+micro_batch_size = 32  # fits 24 GB: 64; 80 GB: 128 (tools/plan.py)
 learning_rate = 7e-4
 warmup_iters = 600
 weight_decay = 5.0

@@ -15,7 +15,7 @@ dropout = 0.1
 
 epochs = 6
 batch_size = 256
-micro_batch_size = 32
+micro_batch_size = 32  # fits 24 GB: 32; 80 GB: 256 (tools/plan.py)
 learning_rate = 2.5e-4
 warmup_iters = 200
 weight_decay = 0.0

@@ -12,7 +12,7 @@ norm_eps = 1e-5
 
 epochs = 6
 batch_size = 128
-micro_batch_size = 32
+micro_batch_size = 32  # fits 24 GB: 128 (tools/plan.py)
 learning_rate = 7e-4
 warmup_iters = 300
 weight_decay = 0.0

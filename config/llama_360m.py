@@ -12,7 +12,7 @@ intermediate_size = 3072
 
 epochs = 4
 batch_size = 128
-micro_batch_size = 32
+micro_batch_size = 32  # fits 24 GB: 32; 80 GB: 128 (tools/plan.py)
 learning_rate = 3e-4
 warmup_iters = 200
 weight_decay = 0.0
