@@ -80,7 +80,7 @@ def peak_gib(name, micro_batch=0, **change):
     described = (cfg, *plan.teacher_configs(path, cfg.teachers))
     student, *teachers = [plan.sizes(c, plan.PlanConfig()) for c in described]
     machine = Machine(torch.device("cuda"), micro_batch=micro_batch or cfg.micro_batch_size or cfg.batch_size,
-                      bf16=True, graphs=True)
+                      dtype=torch.bfloat16, graphs=True)
     with torch.device("meta"):
         n = LanguageModel(student).n_params()
     return training_bytes(cfg, machine, n, teachers) / 2 ** 30

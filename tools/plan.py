@@ -96,7 +96,7 @@ def cells(path, plan, cards):
         n = LanguageModel(student).n_params()
 
     def gib(micro_batch):
-        machine = Machine(torch.device("cuda"), micro_batch=micro_batch, bf16=True, graphs=True)
+        machine = Machine(torch.device("cuda"), micro_batch=micro_batch, dtype=torch.bfloat16, graphs=True)
         return training_bytes(cfg, machine, n, teachers) / 2 ** 30
 
     def largest(card):
