@@ -45,6 +45,8 @@ from lib.shards import Shards
 from lib.tasks import RULES, encoder, read_items
 from train import TrainConfig
 
+BEYOND = 4096  # tokens of a text that a Llama of fewer positions reads too
+
 
 @dataclass
 class EvalConfig:
@@ -140,8 +142,8 @@ def read_folders(cfg, models, tokenizer, described):
         return {}
     encode = encoder(cfg.rules, tokenizer, described, cfg.bos)
     # rotary positions go on past block_size, and today's rules let them; learned ones end there
-    endless = ["llama"] if RULES[cfg.rules].prefix == "tokenizer" else []
-    limit = min((m.cfg.block_size for m in models if m.cfg.arch not in endless), default=math.inf)
+    beyond = dict(llama=BEYOND) if RULES[cfg.rules].prefix == "tokenizer" else {}
+    limit = min(max(m.cfg.block_size, beyond.get(m.cfg.arch, 0)) for m in models)
     folders = {os.path.basename(os.path.normpath(folder)): read_items(folder, cfg.rules, encode, limit)
                for folder in cfg.data}
     if len(folders) < len(cfg.data):

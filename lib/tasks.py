@@ -166,22 +166,21 @@ def check_values(row, form):
 
 @cache
 def fields(templates):
-    return re.findall(r"{(\w+)", " ".join(templates))
+    return list(dict.fromkeys(re.findall(r"{(\w+)", " ".join(templates))))
 
 
 def format_of(row, rules):
     """The format of these rules that has most of the line's fields. KeyError of what it lacks."""
-    def lacking(form):
-        return [name for name in all_fields(form) if name not in row]
-
     def fit(form):
-        return len(all_fields(form)) - len(lacking(form)), -len(lacking(form))
+        there = sum(name in row for name in all_fields(form))
+        return there, there - len(all_fields(form))
     nearest = max((form for form in FORMATS if rules in form.rules.split()), key=fit)
-    if lacking(nearest):
-        known = [form for form in FORMATS if not lacking(form)]
-        if known:
-            raise ValueError(f"no task by the rules of {rules}, but of {known[0].rules}")
-        raise KeyError(lacking(nearest)[0])
+    for name in all_fields(nearest):
+        if name not in row:
+            other = max(FORMATS, key=fit)
+            if fit(other)[0] > fit(nearest)[0] and fit(other)[1] == 0:
+                raise ValueError(f"no task by the rules of {rules}, but of {other.rules}")
+            raise KeyError(name)
     return nearest
 
 
@@ -189,5 +188,4 @@ def format_of(row, rules):
 def all_fields(form):
     """The fields that lines of a format have."""
     also = (form.task, form.uid, "{%s}" % form.right, "{%s}" % form.share)
-    names = fields((*form.candidates, *also))
-    return [name for name in names if name not in ("file", "comps")]
+    return [name for name in fields((*form.candidates, *also)) if name not in ("file", "comps")]
