@@ -40,11 +40,11 @@ def training_bytes(cfg, machine, n, teachers=()):
     if machine.graphs and cfg.batch_size > machine.micro_batch * machine.world:
         model += 4 * n                               # a graph's own gradients, beside their sum
     chunk = min(machine.positions(cfg.loss_chunk), rows) or rows
-    loss = 18 * cfg.vocab_size * chunk               # logits, their gradient and what is made of them
+    loss = (18 + 2 * len(teachers)) * cfg.vocab_size * chunk  # logits, their gradient, what is made of them
     validation = 18 * cfg.vocab_size * validation_rows(cfg, machine) * cfg.seq_len
     layers = rows * cfg.n_layer * layer_bytes(cfg, width)
     frozen = sum(width * t.n_layer * layer_weights(t) + (width + 4) * t.vocab_size * t.n_embd
-                 + rows * layer_bytes(t, width) for t in teachers)
+                 + machine.graphs * rows * layer_bytes(t, width) for t in teachers)
     if machine.graphs:
         return model + frozen + layers + max(loss, validation)
     return model + frozen + max(layers + loss, validation)
