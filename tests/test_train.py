@@ -165,15 +165,6 @@ def test_compiled_equals_plain(data, tmp_path):
     assert weights(tmp_path / "plain").keys() == weights(tmp_path / "compiled").keys()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_cuda_learns_like_cpu(data, tmp_path):
-    run_train(data, tmp_path / "cpu")
-    run_train(data, tmp_path / "cuda", device="cuda")
-    run_train(data, tmp_path / "fast", device="cuda", dtype="bfloat16", compile="on")
-    assert_same_log(tmp_path / "cpu", tmp_path / "cuda", ["loss"], abs=1e-3)
-    assert_same_log(tmp_path / "cuda", tmp_path / "fast", ["loss"], abs=0.05)
-
-
 # --- what a step sees, and how far it goes --------------------------------------------------------
 
 def chunks_of_epoch(chunks, epoch):
