@@ -179,7 +179,8 @@ def table(out):
     """Of runs and of the scores in blimp_<run>.json; where the CPU scored too, how many decisions differ."""
     print("\n| run | step | tokens/s | best val_ce | BLiMP | supplement |\n|---|---:|---:|---:|---:|---:|")
     names = [os.path.basename(os.path.dirname(path)) for path in sorted(glob.glob(f"{out}/*/metrics.jsonl"))]
-    for name in [*names, "ensemble"]:
+    names += ["ensemble"] * os.path.exists(f"{out}/blimp_ensemble.json")
+    for name in names:
         log = read_lines(f"{out}/{name}/metrics.jsonl")
         rates, val_ce = ([r[key] for r in log if key in r] for key in ("tokens_per_s", "val_ce"))
         scores = folders(f"{out}/blimp_{name}.json")
