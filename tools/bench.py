@@ -156,7 +156,7 @@ def measure(cfg):
     if cfg.compile == "on" and not can_compile(device):
         sys.exit("error: compile=on, but torch.compile does not work here; use --compile=off")
     student, *teachers = models(cfg)
-    rates = run_distill(cfg, student, teachers, log_interval=5 if device.type == "cuda" else 1)
+    rates = run_distill(cfg, student, teachers, log_interval=1 if device.type == "cpu" else 5)
     tokens = cfg.batch_size * cfg.seq_len
     if int(os.environ.get("RANK", 0)):
         return None
