@@ -186,24 +186,24 @@ def seed_dropout(device, *key):
 def record(body, machine, cfg):
     """Record a model's body as CUDA graphs, forward and backward: hundreds of launches, which a GPU waits
     for, become two. Replayed for token ids (micro_batch, seq_len); all else goes the plain way. Head and loss
-    stay outside. Dropout draws anew at each replay, from the generator that seed_dropout seeds. As torch's
-    make_graphed_callables, but autograd sees one node in place of every parameter."""
+    stay outside. Dropout draws anew at each replay, from the generator that seed_dropout seeds. This is
+    torch's make_graphed_callables, but autograd sees one node, not each parameter: half a millisecond."""
     plain, trained = body.forward, [p for p in body.parameters() if p.requires_grad]
     forth, back = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
     x = torch.zeros(machine.micro_batch, cfg.seq_len, dtype=torch.int64, device=machine.device)
     with machine.autocast(cache_enabled=False):
+        torch.cuda.synchronize()
         with torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(3):  # compiles, and makes what is made at the first use
                 h = plain(x)
                 if trained:
                     torch.autograd.grad(h, trained, h)
-        torch.cuda.synchronize()
         with torch.cuda.graph(forth):
             h = plain(x)
         if trained:
             dh = torch.zeros_like(h)
             with torch.cuda.graph(back, pool=forth.pool()):
-                gradients = torch.autograd.grad(h, trained, dh)
+                gradients = [g.contiguous() for g in torch.autograd.grad(h, trained, dh)]
     h = h.detach()
 
     class Replay(torch.autograd.Function):
@@ -211,10 +211,12 @@ def record(body, machine, cfg):
         def forward(ctx, y, *one_parameter):  # so that there is a backward
             x.copy_(y)
             forth.replay()
+            ctx.save_for_backward(x)
             return h.detach()
 
         @staticmethod
         def backward(ctx, grad):
+            ctx.saved_tensors  # torch refuses, if another replay has since written over what this one left
             dh.copy_(grad)
             back.replay()
             add_gradients(trained, gradients)
@@ -247,7 +249,7 @@ def own_gradients(params):
 def mean_gradients(params, machine):
     """Over the ranks. DDP would not see gradients that come with a replay."""
     gradients = [p.grad for p in params if p.grad is not None]
-    flat = torch.cat([g.flatten() for g in gradients]) / machine.world
+    flat = torch.cat([g.flatten() for g in gradients]).div_(machine.world)
     dist.all_reduce(flat)
     means = flat.split([g.numel() for g in gradients])
     torch._foreach_copy_(gradients, [mean.view_as(g) for mean, g in zip(means, gradients)])

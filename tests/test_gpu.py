@@ -137,6 +137,18 @@ def test_a_recorded_body_is_replayed_for_its_own_shape_alone(monkeypatch):
     assert forward.replays == 1
 
 
+def test_a_second_replay_before_the_backward_is_refused(monkeypatch):
+    """It has written over the activations of the first."""
+    graphs_on_cpu(monkeypatch.setattr)
+    body = LanguageModel(ModelConfig(vocab_size=9, n_layer=1, n_embd=8, n_head=1)).model
+    lib.machine.record(body, Machine(torch.device("cpu"), micro_batch=2), mock.Mock(seq_len=8))
+    x = torch.ones(2, 8, dtype=torch.int64)
+    first, second = body(x), body(x)
+    second.sum().backward()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        first.sum().backward()
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("change", [
     {}, dict(micro_batch_size=4), dict(arch="gpt2", tie_weights=True, dropout=0.1)])
