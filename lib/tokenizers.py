@@ -5,6 +5,7 @@ import os
 import re
 import sys
 import unicodedata
+from functools import cached_property
 
 import regex  # tiktoken's own
 import sentencepiece
@@ -46,9 +47,13 @@ class SentencePieceTokenizer:
     def encode_with_ends(self, text):
         """Token ids, and where each ends in the bytes of normalized(text)."""
         ids = self.encode(text)
-        sizes = [1 if self.sp.is_byte(i) else len(self.sp.id_to_piece(i).replace("\u2581", " ").encode())
-                 for i in ids]
-        return ids, token_ends(sizes, self.normalized(text), self.file)
+        return ids, token_ends([self.sizes[i] for i in ids], self.normalized(text), self.file)
+
+    @cached_property
+    def sizes(self):
+        """Of each token in bytes."""
+        return [1 if self.sp.is_byte(i) else len(self.sp.id_to_piece(i).replace("\u2581", " ").encode())
+                for i in range(self.vocab_size)]
 
     def decode(self, ids):
         return self.sp.decode([int(i) for i in ids])
@@ -136,8 +141,12 @@ class TiktokenTokenizer:
     def encode_with_ends(self, text):
         """Token ids, and where each ends in the bytes of normalized(text)."""
         ids = self.encode(text)
-        sizes = [len(self.bpe.decode_single_token_bytes(i)) for i in ids]
-        return ids, token_ends(sizes, self.normalized(text), self.file)
+        return ids, token_ends([self.sizes[i] for i in ids], self.normalized(text), self.file)
+
+    @cached_property
+    def sizes(self):
+        """Of each token in bytes."""
+        return {rank: len(token) for token, rank in self.ranks.items()}
 
     def decode(self, ids):
         return self.bpe.decode([int(i) for i in ids])
