@@ -46,6 +46,7 @@ from lib.tasks import RULES, encoder, read_items
 from train import TrainConfig
 
 BEYOND = 4096  # tokens of a text that a Llama of fewer positions reads too
+HEAD = 256     # nodes of which a CPU has logits at a time
 
 
 @dataclass
@@ -169,13 +170,25 @@ def log_probabilities(teachers, candidates, batch_tokens, title=""):
             nodes, of_node = batch.nodes.unique(return_inverse=True)
             states = [teacher.body(batch.x, batch.positions, batch.mask).flatten(0, 1)[nodes]
                       for teacher in teachers]
-            z = mean_logits(teachers, states)  # (nodes, V)
-            edges = z[of_node, batch.targets].cpu().double() - z.logsumexp(-1)[of_node].cpu().double()
+            edges = edge_log_probabilities(teachers, states, of_node, batch.targets)
             logp += edges.split([len(row.edges) for row in rows[i:i + n_rows]])
             bar.update(n_rows)
     if not all(edges.isfinite().all() for edges in logp):
         sys.exit("error: the model gives scores that are not finite numbers")
     return [logp[row][edges].sum().item() for row, edges in map(places.__getitem__, candidates)]
+
+
+def edge_log_probabilities(teachers, states, of_node, targets):
+    """log p of tokens (E,), each after a place of_node (E,) in states (nodes, C). A CPU has the logits of
+    HEAD nodes at a time: more do not stay in its cache."""
+    n = HEAD if targets.device.type == "cpu" else max(1, len(targets))
+    logp = torch.empty(len(targets), dtype=torch.float64)
+    for i in range(0, len(states[0]), n):
+        z = mean_logits(teachers, [s[i:i + n] for s in states])  # (up to n, V)
+        here = (of_node >= i) & (of_node < i + n)
+        node = of_node[here] - i
+        logp[here.cpu()] = z[node, targets[here]].cpu().double() - z.logsumexp(-1)[node].cpu().double()
+    return logp
 
 
 def make_room(teachers, longest, row_length):
