@@ -3,6 +3,7 @@ tokenizer and model, one text a forward pass, float64."""
 import json
 import math
 import os
+import random
 import re
 import statistics
 import zipfile
@@ -488,6 +489,23 @@ def test_settings_that_the_rules_do_not_have(runs, invented, tmp_path):
         with pytest.raises(SystemExit, match="^error: (bos|predictions)=[^\n]+ must be '[^\n]+$"):
             eval_blimp.main(eval_blimp.EvalConfig(ckpt=(runs["llama"][0],), data=(invented["blimp"],),
                                                   out=str(tmp_path / "o"), device="cpu", **change))
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_boundaries_are_those_of_the_offsets(runs, name):
+    """Of random texts with normalised, composed and unknown characters: the same tokens are scored. (Not
+    where normalisation joins characters across the boundary.)"""
+    theirs = AutoTokenizer.from_pretrained(runs[name][1])
+    _, ours, _ = load_ensemble([runs[name][0]], CPU)
+    rng = random.Random(1)
+    letters = [*"abc the dog  .\n", *"éﬁ①Å漢🙂☃½\u00a0\u3000가", "e\u0301", "\u1100\u1161"]
+    for _ in range(1000):
+        before, scored = ("".join(rng.choices(letters, k=rng.randrange(1, 8))) for _ in range(2))
+        given = theirs(before + scored, return_offsets_mapping=True)
+        ends = [end for _, end in given["offset_mapping"]]
+        wanted = max(1, sum(end <= len(before) for end in ends))
+        got = scoring.candidate(ours, before + scored, len(before), None)
+        assert got == (tuple(given["input_ids"]), wanted), (before, scored)
 
 
 # --- trees of tokens ------------------------------------------------------------------------------
