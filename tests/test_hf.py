@@ -3,6 +3,7 @@ import json
 import os
 import random
 import shutil
+import unicodedata
 from dataclasses import replace
 
 import pytest
@@ -17,6 +18,7 @@ import eval_blimp
 import prepare
 from helpers import GPT2, VOCAB, assert_same, distill_config, edit_json, read_jsonl, run_train, write_pairs
 from lib.checkpoints import find_checkpoint, load_checkpoint, read_checkpoint_config
+from lib.scoring import candidate
 from lib.tokenizers import load_tokenizer
 from tools import hf
 
@@ -118,6 +120,35 @@ def test_transformers_gives_the_same_tokens(exported, corpus):
     assert (theirs.bos_token_id, theirs.eos_token_id, theirs.pad_token_id) == (ours.bos, ours.eos, ours.pad)
 
 
+@pytest.mark.parametrize("choice,added", [("auto", True), ("yes", True), ("no", False)])
+def test_transformers_scores_the_tokens_that_we_score(exported, corpus, tmp_path, choice, added):
+    """By the rules since 2025: the tokenizer's plain call, a token counted by where it ends, but never the
+    first of the row. The runs' text had <s>."""
+    run, folder = exported
+    if choice != "auto":
+        folder = str(tmp_path / "hf")
+        hf.main(["export", run, folder, f"--bos={choice}"])
+    _, ours, _ = load_checkpoint(run)
+    theirs = AutoTokenizer.from_pretrained(folder)
+    bos = [ours.bos] * added
+    rng = random.Random(2)
+    for line in ["the dog sees a cat.", "What did you get?\nI got a chair.", "<s> x \u6f22",
+                 *rng.sample(lines(corpus, 1000)[len(HARD):], 40)]:
+        line = line.rstrip("\n") or "a"
+        if unicodedata.normalize("NFKC", line) != line or "\u2581" in line:
+            continue
+        encoded = theirs(line, return_offsets_mapping=True)
+        for start in {0, rng.randrange(len(line)), line.rfind(" ") + 1, max(0, line.rfind(" "))}:
+            counted = [i for i, (_, end) in enumerate(encoded["offset_mapping"]) if i and end > start]
+            c = candidate(ours, line, start, ours.bos if added else None)
+            assert list(c.ids) == encoded["input_ids"], line
+            assert list(range(c.n_context, len(c.ids))) == counted, (line, start)
+    settings = json.load(open(f"{folder}/tokenizer_config.json"))  # no token types, which GPT-2 would add up
+    assert settings["model_input_names"] == ["input_ids", "attention_mask"]
+    pair = [*bos, *ours.encode("the dog"), *bos, *ours.encode("a cat")]
+    assert theirs("the dog", "a cat")["input_ids"] == pair
+
+
 def test_official_scores_are_ours(exported, corpus, tmp_path):
     """The 2024 pipeline's rules (lm-evaluation-harness, batches of one) on what transformers loads."""
     run, folder = exported
@@ -155,6 +186,10 @@ def test_export_and_import_change_nothing(exported, tmp_path):
     assert replace(back.cfg, dropout=0, n_kv_head=0) == replace(ours.cfg, dropout=0, n_kv_head=0)
     assert tokenizer.encode("the dog <s> ①") == same.encode("the dog <s> ①")
     assert tokenizer.vocab_size == same.vocab_size
+    assert described["bos"] == "document"  # there was <s>; whether it was at each line, no export says
+    hf.main(["export", run, str(tmp_path / "without"), "--bos=no"])
+    hf.main(["import", str(tmp_path / "without"), str(tmp_path / "again")])
+    assert read_checkpoint_config(find_checkpoint(str(tmp_path / "again")))["bos"] == "unknown"
 
 
 @pytest.mark.parametrize("make", [
@@ -257,6 +292,8 @@ def test_biases_pickles_and_masked_models_are_refused(corpus, data, tmp_path):
 
 @pytest.mark.parametrize("argv", [
     [], ["export"], ["exprot", "a", "b"], ["export", "--x", "b"], ["export", "nowhere", "b"],
+    ["export", "nowhere", "b", "--bos=maybe"], ["import", "nowhere", "b", "--bos=no"], ["--bos=no"],
+    ["export", "nowhere", "b", "--bos=no", "--bos=yes"],
     ["import", "nowhere", "b"]])
 def test_bad_commands_are_one_line(argv, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -6,6 +6,10 @@
 Nothing here needs transformers and nothing is downloaded. What a format cannot say is refused by
 name: an export that would score differently is worse than none. An export of a run that kept
 checkpoints by words seen (train.py's keep_words) has them in the subfolders chck_1M, chck_2M, ...
+
+The tokenizer of an export puts <s> before a text if the training text had it so (prepare.py's bos), else
+nothing: by the rules since 2025 that decides whether a text's first word counts. `export --bos=yes` and
+`--bos=no` (auto) say it otherwise.
 """
 import base64
 import contextlib
@@ -22,22 +26,28 @@ from safetensors.torch import save_file
 from lib.checkpoints import described_model, load_checkpoint, point_to, save_checkpoint
 from lib.configurator import checked, launch
 from lib.files import git_revision, lock, read_json, regular, sha256, write_json
+from lib.scoring import added_bos
 from lib.tokenizers import SentencePieceTokenizer, load_tokenizer
 from model import LanguageModel
 
-USAGE = "usage: python -m tools.hf export CKPT DIR, or python -m tools.hf import DIR CKPT (--help tells more)"
+USAGE = ("usage: python -m tools.hf export CKPT DIR [--bos=no], or python -m tools.hf import DIR CKPT "
+         "(--help tells more)")
+BOS = ("--bos=auto", "--bos=yes", "--bos=no")
 
 
 def main(argv):
     if "--help" in argv or "-h" in argv:
         print(__doc__)
-    elif len(argv) == 3 and argv[0] in ("export", "import") and not any(a.startswith("-") for a in argv[1:]):
-        source, target = (checked(dict(path=str), "path", path, argv[0]) for path in argv[1:])
-        with new_folder(target) as tmp:
-            report = (export_run if argv[0] == "export" else import_folder)(source, tmp)
-        print(report.replace(tmp, target))
-    else:
+        return
+    command, *paths = [a for a in argv if a not in BOS] or [""]
+    choices = [a.removeprefix("--bos=") for a in argv if a in BOS]
+    if (command not in ("export", "import") or len(paths) != 2 or any(p.startswith("-") for p in paths)
+            or len(choices) > (command == "export")):
         sys.exit(f"error: {USAGE}")
+    source, target = (checked(dict(path=str), "path", path, command) for path in paths)
+    with new_folder(target) as tmp:
+        report = import_folder(source, tmp) if command == "import" else export_run(source, tmp, *choices)
+    print(report.replace(tmp, target))
 
 
 @contextlib.contextmanager
@@ -63,18 +73,19 @@ def new_folder(target):
         raise
 
 
-def export_run(path, folder):
-    """The checkpoint `path` means, and what its run kept by words seen, as Hugging Face folders."""
-    export(path, folder)
+def export_run(path, folder, bos="auto"):
+    """The checkpoint `path` means, and what its run kept by words seen, as Hugging Face folders. bos: 'auto',
+    'yes' or 'no'."""
+    export(path, folder, bos)
     kept = [name for name in os.listdir(path) if re.fullmatch(r"chck_\d+M", name)]
     for name in kept:
-        export(os.path.join(path, name), os.path.join(folder, name))
+        export(os.path.join(path, name), os.path.join(folder, name), bos)
     return f"{folder}: the best checkpoint of {path}" + (
         f" and {len(kept)} by words seen\neach chck_ folder is for a branch of that name: "
         "hf upload NAME FOLDER/chck_1M . --revision=chck_1M") * bool(kept)
 
 
-def export(path, folder):
+def export(path, folder, bos):
     """One checkpoint as one Hugging Face folder."""
     model, tokenizer, described = load_checkpoint(path)
     cfg = model.cfg
@@ -89,6 +100,8 @@ def export(path, folder):
     spec = sentencepiece_json(tokenizer) if sentencepiece else bytelevel_json(tokenizer)
     ids = dict(bos=tokenizer.bos, eos=tokenizer.eos, pad=tokenizer.pad)
     text = {token["id"]: token["content"] for token in spec["added_tokens"]}
+    if added_bos(described, tokenizer, bos) is not None:
+        spec["post_processor"] = bos_template(text[tokenizer.bos], tokenizer.bos)
     os.makedirs(folder, exist_ok=True)
     save_file(their_weights(model), os.path.join(folder, "model.safetensors"), metadata={"format": "pt"})
     write_json(os.path.join(folder, "config.json"), dict(
@@ -99,6 +112,7 @@ def export(path, folder):
     write_json(os.path.join(folder, "tokenizer_config.json"), dict(
         tokenizer_class="PreTrainedTokenizerFast", model_max_length=cfg.block_size,
         clean_up_tokenization_spaces=False, split_special_tokens=True,  # text such as '<s>' stays text
+        model_input_names=["input_ids", "attention_mask"],  # no token types, which GPT-2 would add up
         **{f"{name}_token": text[i] for name, i in ids.items() if i is not None}))
     if sentencepiece:
         shutil.copy(tokenizer.file, os.path.join(folder, "tokenizer.model"))  # `import` takes this one
@@ -121,6 +135,7 @@ def import_folder(folder, out_dir):
     with tempfile.TemporaryDirectory() as tmp:
         try:
             file = import_tokenizer(folder, tmp, cfg.vocab_size)
+            bos = "document" if adds_bos(folder) else "unknown"
         except (KeyError, TypeError, ValueError, AttributeError) as e:
             sys.exit(f"error: {folder}/tokenizer.json is not one that is understood: {type(e).__name__} {e}")
         name, size = os.path.basename(file), load_tokenizer(file).vocab_size
@@ -128,7 +143,7 @@ def import_folder(folder, out_dir):
             sys.exit(f"error: {folder} has a tokenizer of {size} entries, a model of {cfg.vocab_size}")
         described = dict(
             model=vars(cfg), parameters=model.n_params(), step=0, val_ce=None, tokenizer=name,
-            tokenizer_sha256=sha256(file), bos="unknown",
+            tokenizer_sha256=sha256(file), bos=bos,
             imported_from=theirs.get("_name_or_path") or os.path.basename(os.path.abspath(folder)),
             git_revision=git_revision(), torch=torch.__version__)
         save_checkpoint(out_dir, "ckpt_0", model, described, file)
@@ -383,6 +398,14 @@ def bytelevel_json(tokenizer):
         pre_tokenizer=dict(type="Sequence", pretokenizers=[split, level]), decoder=level, byte_fallback=False)
 
 
+def bos_template(text, token):
+    """A post-processor that puts `token`, called `text`, before a text and before each of two."""
+    before, (a, b) = dict(SpecialToken=dict(id=text, type_id=0)), (
+        dict(Sequence=dict(id=name, type_id=0)) for name in "AB")
+    return dict(type="TemplateProcessing", single=[before, a], pair=[before, a, before, b],
+                special_tokens={text: dict(id=text, ids=[token], tokens=[text])})
+
+
 def byte_chars():
     """GPT-2's printable character for each byte: itself where it is printable, else 256 + a count."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
@@ -425,6 +448,19 @@ def import_tokenizer(folder, out_dir, vocab_size):
         **named, vocab_size=vocab_size,
         ranks={base64.b64encode(token).decode(): i for token, i in ranks.items()}))
     return file
+
+
+def adds_bos(folder):
+    """Does the folder's tokenizer put one token, the beginning of text, before a text?"""
+    path, settings = (os.path.join(folder, name) for name in ("tokenizer.json", "tokenizer_config.json"))
+    if not (os.path.isfile(path) and os.path.isfile(settings)):
+        return False
+    bos = read_json(settings).get("bos_token")
+    for step in sequence(read_json(path).get("post_processor"), "processors"):
+        if step["type"] == "TemplateProcessing":
+            first = step["single"][0].get("SpecialToken", {}).get("id")
+            return first is not None and first == (bos["content"] if isinstance(bos, dict) else bos)
+    return False
 
 
 def pattern_and_nfkc(path, spec, settings):
