@@ -63,7 +63,8 @@ def test_what_cannot_be_compared(teachers, tmp_path):
     a, b, c = [folder + ".json" for folder in folders]
     for folder in folders:
         eval_blimp.main(EvalConfig(ckpt=(teachers[0],), data=(folder,), out=folder + ".json", device="cpu"))
-    for columns, message in (([], "two or more"), ([a], "two or more"), ([a, b, "--out=b"], "without flags"),
+    for columns, message in (([], "name scored runs"), ([a, b, "--out=b"], "without flags"),
+                             ([str(tmp_path)], "no scores at"), (["none"], "no scores at none"),
                              ([a, b], "other pairs"), ([a, c], "same data folders"),
                              ([a, "none"], "no scores at none")):
         with pytest.raises(SystemExit, match=f"^error: [^\n]*{message}[^\n]*$"):
@@ -76,5 +77,5 @@ def test_it_is_a_command():
                               text=True)
     asked, alone = command("--help"), command("out/a")
     assert asked.returncode == 0 and asked.stdout == compare.__doc__ + "\n"
-    assert alone.returncode == 1 and alone.stderr.startswith("error: name two or more")
+    assert alone.returncode == 1 and alone.stderr.startswith("error: no scores at out/a")
     assert alone.stderr.count("\n") == 1

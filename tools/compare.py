@@ -1,13 +1,16 @@
-"""Scored runs side by side.
+"""All scores of a run, or several runs' side by side.
 
+    python -m tools.compare out/babyllama                         # a row for each score it has, and its rules
+    python -m tools.compare out/babyllama out/glue                # and what tools.finetune wrote in out/glue
     python -m tools.compare out/babyllama out/llama_58m           # both scored by eval_blimp.py before
     python -m tools.compare out/a@1+out/a@2 out/b@1+out/b@2       # two recipes of two seeds each
 
 A column is a run (or a JSON file that eval_blimp.py wrote), or several seeds of one recipe joined by `+`,
-shown as mean ± standard deviation over seeds. The first column is compared with each other one over the
-same pairs: a 95% interval of the difference, from a paired bootstrap over pairs (within each task, as the
-mean is over tasks), and Wilcoxon's signed-rank test over tasks (as in Teaching Tiny Minds). Both speak of
-pairs and tasks; how a recipe varies from seed to seed, only several seeds show.
+shown as mean ± standard deviation over seeds; of what eval_blimp.py scored by the same rules. The first
+column is compared with each other one over the same items: a 95% interval of the difference, from a paired
+bootstrap over items (within each task, as the mean is over tasks), and Wilcoxon's signed-rank test over tasks
+(as in Teaching Tiny Minds). Both speak of items and tasks; how a recipe varies from seed to seed, only
+several seeds show.
 """
 import os
 import re
@@ -15,30 +18,40 @@ import sys
 
 import numpy as np
 
+from eval_blimp import result_name
 from lib.configurator import launch
 from lib.files import read_json
+from lib.tasks import RULES
+from tools import finetune
 
 RESAMPLES = 10_000
 
 
 def main(columns):
-    """columns: strings "A" or "A+B+...", each part a run folder or a result file."""
+    """columns: strings "A" or "A+B+...", each part a run folder or a result file; or a run and folders of
+    fine-tuning results."""
     if "--help" in columns or "-h" in columns:
         print(__doc__)
         return
-    if len(columns) < 2 or any(column.startswith("-") for column in columns):
-        sys.exit("error: name two or more scored runs, without flags: python -m tools.compare out/babyllama "
+    if not columns or any(column.startswith("-") for column in columns):
+        sys.exit("error: name scored runs, without flags: python -m tools.compare out/babyllama "
                  "out/llama_58m (--help tells more)")
+    finetuned = [column for column in columns if os.path.isfile(os.path.join(column, "results.json"))]
+    if len(columns) - len(finetuned) < 2 and "+" not in columns[0]:
+        print_everything([column for column in columns if column not in finetuned], finetuned)
+        return
     paths = [column.split("+") for column in columns]
-    results = [[read_result(path) for path in column] for column in paths]
+    results = [[read_results(path) for path in column] for column in paths]
     every = sum(results, [])
-    folders = [name for name in every[0]["folders"] if all(name in result["folders"] for result in every)]
-    if not folders:
-        sys.exit("error: the runs to compare were not scored on the same data folders")
-    for name in folders:
-        check_same_pairs(name, every, sum(paths, []))
-        print_folder(name, list(map(label, paths)),
-                     [[result["folders"][name] for result in column] for column in results])
+    shared = [(rules, name) for rules in RULES if all(rules in result for result in every)
+              for name in every[0][rules]["folders"]
+              if all(name in result[rules]["folders"] for result in every)]
+    if not shared:
+        sys.exit("error: the runs to compare were not scored on the same data folders by the same rules")
+    for rules, name in shared:
+        check_same_pairs(name, [result[rules] for result in every], sum(paths, []))
+        print_folder(name, rules, list(map(label, paths)),
+                     [[result[rules]["folders"][name] for result in column] for column in results])
 
 
 def label(paths):
@@ -46,17 +59,25 @@ def label(paths):
     return f"{name} and {len(paths) - 1} more" if len(paths) > 1 else name
 
 
-def read_result(path):
-    file = os.path.join(path, "blimp.json") if os.path.isdir(path) else path
-    if not os.path.isfile(file):
-        sys.exit(f"error: no scores at {file}; make them with eval_blimp.py --ckpt={path} --data=...")
+def read_results(path):
+    """{rules: what eval_blimp.py wrote} of a run folder or a result file."""
+    files = [path]
+    if os.path.isdir(path):
+        files = [os.path.join(path, result_name(rules)) for rules in RULES]
+    results = [read_result(file, path) for file in files if os.path.isfile(file)]
+    if not results:
+        sys.exit(f"error: no scores at {path}; make them with eval_blimp.py --ckpt={path} --data=...")
+    return {result.get("rules", "2024"): result for result in results}
+
+
+def read_result(file, path):
     result = read_json(file, ["folders"])
     try:
         for folder in result["folders"].values():
             for row in (folder, *folder["phenomena"].values(), *folder["tasks"].values()):
-                f"{row['accuracy']:.2f}"  # a number?
-            good = all(re.fullmatch("[01]+", right) for right in answers(folder))
-            if not (good and folder["tasks"] and folder["sha256"]):
+                f"{row['accuracy']:.2f} {row['se']:.2f} {row.get('rho', 0):.2f}"  # numbers?
+            good = all(re.fullmatch("[0-9]+", right) for right in answers(folder))
+            if not (good and folder["tasks"] and folder["sha256"] and result.get("rules", "2024") in RULES):
                 raise ValueError
     except (KeyError, TypeError, AttributeError, ValueError):
         sys.exit(f"error: {file} is damaged, or of older code; score {path} again")
@@ -64,7 +85,7 @@ def read_result(path):
 
 
 def answers(folder):
-    """Per task a digit per pair: 1 = right."""
+    """Per task a digit per item: 0 = wrong, k = the right one is among k best."""
     return [row["right"] for row in folder["tasks"].values()]
 
 
@@ -78,7 +99,7 @@ def check_same_pairs(name, results, paths):
             sys.exit(f"error: {path} was scored on other pairs of {name} than {paths[0]}")
 
 
-def print_folder(name, labels, columns):
+def print_folder(name, rules, labels, columns):
     """columns: per label its runs' scores on folder `name`."""
     example = columns[0][0]
     kind = "phenomena" if example["phenomena"] else "tasks"
@@ -86,10 +107,13 @@ def print_folder(name, labels, columns):
     def print_row(title, accuracy_of):
         cells = [spread([100 * accuracy_of(scores) for scores in column], 2) for column in columns]
         print(f"| {title} | " + " | ".join(cells) + " |")
-    print(f"\n| {name}, % | " + " | ".join(labels) + " |\n|---|" + "---:|" * len(labels))
+    print(f"\n| {name} by the rules of {rules}, % | " + " | ".join(labels) + " |")
+    print("|---|" + "---:|" * len(labels))
     for term in example[kind]:
         print_row(term, lambda scores: scores[kind][term]["accuracy"])
     print_row(f"**mean of {len(example['tasks'])} tasks**", lambda scores: scores["accuracy"])
+    if "rho" in example:
+        print_row("**rank correlation with the share of people, x 100**", lambda scores: scores["rho"])
     print()
     first = right(columns[0])
     for title, column in zip(labels[1:], columns[1:]):
@@ -97,7 +121,7 @@ def print_folder(name, labels, columns):
         differences = [a.mean() - b.mean() for a, b in zip(first, other)]
         low, high = 100 * paired_bootstrap(first, other)
         print(f"{labels[0]} - {title}: {100 * np.mean(differences):+.2f} points, 95% interval {low:+.2f} to "
-              f"{high:+.2f} over pairs; Wilcoxon over {len(first)} tasks p = {wilcoxon(differences):.2g}")
+              f"{high:+.2f} over items; Wilcoxon over {len(first)} tasks p = {wilcoxon(differences):.2g}")
 
 
 def spread(values, digits):
@@ -107,18 +131,20 @@ def spread(values, digits):
 
 
 def right(column):
-    """Per task an array (runs, pairs) of 0 and 1."""
-    return [np.array([list(map(int, text)) for text in texts]) for texts in zip(*map(answers, column))]
+    """Per task an array (runs, items) of points: one of k best is 1/k right."""
+    points = [0, *(1 / k for k in range(1, 10))]
+    return [np.array([[points[int(digit)] for digit in text] for text in texts])
+            for texts in zip(*map(answers, column))]
 
 
 def paired_bootstrap(a, b):
-    """2.5% and 97.5% quantiles of the mean over tasks of accuracy a minus b when each task's pairs are drawn
+    """2.5% and 97.5% quantiles of the mean over tasks of accuracy a minus b when each task's items are drawn
     anew, with replacement, the same ones for both. Several runs count as one that is right in part."""
     rng = np.random.default_rng(0)
     mean = np.zeros(RESAMPLES)
     for task_a, task_b in zip(a, b):
         values, counts = np.unique(np.round(task_a.mean(0) - task_b.mean(0), 12), return_counts=True)
-        n = counts.sum()  # drawing n pairs is drawing how often each difference comes
+        n = counts.sum()  # drawing n items is drawing how often each difference comes
         mean += rng.multinomial(n, counts / n, RESAMPLES) @ values / n / len(a)
     return np.quantile(mean, [0.025, 0.975])
 
@@ -136,6 +162,76 @@ def wilcoxon(differences):
         share = (share + np.concatenate([np.zeros(r), share[:-r]])) / 2
     positive = sum(r for r, x in zip(ranks, d) if x > 0)
     return min(1.0, 2 * min(share[:positive + 1].sum(), share[positive:].sum()))
+
+
+# --- all scores of a run --------------------------------------------------------------------------
+
+def print_everything(runs, finetuned):
+    """One table of what the run's folder has, and of fine-tuning results."""
+    rows = [row for path in runs for row in (*choice_rows(path), *word_rows(path), *summary_rows(path))]
+    for path in finetuned:
+        rows += glue_rows(path)
+    if not rows:
+        sys.exit(f"error: no scores at {(runs + finetuned)[0]}; make them with eval_blimp.py or tools.submit")
+    print("| score | rules | | standard error | items | of |\n|---|---|---:|---:|---:|---|")
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+def cells(title, rules, score, se=None, n="", source=""):
+    """A row of that table, score and standard error in %."""
+    return title, rules, f"{score:.2f}", "" if se is None else f"{se:.2f}", f"{n}", source
+
+
+def choice_rows(path):
+    if os.path.isfile(path) or any(os.path.isfile(os.path.join(path, result_name(rules))) for rules in RULES):
+        for rules, result in read_results(path).items():
+            for name, folder in result["folders"].items():
+                at = f"step {result.get('step')}"
+                yield cells(f"{name}, mean of {len(folder['tasks'])} tasks", rules, 100 * folder["accuracy"],
+                            100 * folder["se"], folder["n"], at)
+                if "rho" in folder:
+                    yield cells(f"{name}, rank correlation x 100", rules, 100 * folder["rho"], n=folder["n"],
+                                source=at)
+
+
+def word_rows(path):
+    """Of reading.json, aoa_2025.json and aoa_2026.json."""
+    file = os.path.join(path, "reading.json")
+    if os.path.isfile(file):
+        result = read_json(file, ("step", "rules", "reading", "eye_tracking", "self_paced"))
+        for name in ("eye_tracking", "self_paced", "reading"):
+            yield cells(name.replace("_", " "), ", ".join(result["rules"]), result[name],
+                        source=f"step {result['step']}")
+    for file in (os.path.join(path, f"aoa_{rules}.json") for rules in RULES):
+        if os.path.isfile(file):
+            result = read_json(file, ("rules", "score", "n_words", "steps"))
+            yield cells("age of acquisition, correlation x 100", result["rules"], 100 * result["score"],
+                        n=result["n_words"], source=f"{len(result['steps'])} checkpoints")
+
+
+def summary_rows(path):
+    """Of what tools.submit left."""
+    for file in (os.path.join(path, f"scores_{rules}", "summary.json") for rules in RULES):
+        if os.path.isfile(file):
+            result = read_json(file, ("rules", "step", "benchmarks", "means"))
+            for name, row in result["benchmarks"].items():
+                if row["score"] is not None:
+                    yield cells(f"{name} (submit)", result["rules"], row["score"], row["se"], row["n"],
+                                f"step {result['step']}")
+            for name, mean in result["means"].items():
+                yield cells(f"{name} (submit)", result["rules"], mean)
+
+
+def glue_rows(path):
+    """Of results.json of tools.finetune: mean and standard error over seeds."""
+    for task, rows in finetune.read_results(os.path.join(path, "results.json")).items():
+        metric = finetune.TASKS[task][2]
+        for rules in RULES:
+            scores = [100 * row[metric] for row in rows.values() if row.get("rules", "2024") == rules]
+            if scores:
+                se = np.std(scores, ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else None
+                yield cells(f"{task}, {metric}", rules, np.mean(scores), se, source=f"{len(scores)} seeds")
 
 
 if __name__ == "__main__":
