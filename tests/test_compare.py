@@ -1,6 +1,7 @@
 """Comparison of scored runs: statistics against brute force, and what the table says."""
 import itertools
 import os
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,7 @@ import pytest
 import eval_blimp
 from eval_blimp import EvalConfig
 from helpers import ROOT, write_pairs
-from lib.files import read_json
+from lib.files import read_json, write_json
 from tools import compare
 
 
@@ -53,6 +54,71 @@ def test_the_table(corpus, teachers, capsys):
     assert f"gpt2 - llama and 1 more: {one - np.mean(two):+.2f} points" in out
     for task, row in scores[0]["tasks"].items():
         assert f"| {task} | {100 * row['accuracy']:.2f} |" in out and len(row["right"]) == row["n"]
+
+
+def test_one_of_k_best_is_a_kth_of_a_point():
+    (points,) = compare.right([{"tasks": {"t": {"right": "0124"}}}, {"tasks": {"t": {"right": "1050"}}}])
+    assert points.tolist() == [[0, 1, 1 / 2, 1 / 4], [1, 0, 1 / 5, 0]]
+
+
+def unscored(run, folder):
+    return str(shutil.copytree(run, folder, ignore=shutil.ignore_patterns("blimp*.json")))
+
+
+def score(run, folder, rules):
+    eval_blimp.main(EvalConfig(ckpt=(run,), data=(str(folder),), rules=rules, device="cpu"))
+
+
+def test_only_scores_by_the_same_rules_are_compared(teachers, tmp_path, capsys):
+    pairs = [("the dog runs.", "the dog run."), ("a cat sees.", "a cat see."), ("same", "same")]
+    write_pairs(tmp_path / "pairs", "t", pairs)
+    a, b = unscored(teachers[0], tmp_path / "a"), unscored(teachers[1], tmp_path / "b")
+    score(a, tmp_path / "pairs", "2024")
+    score(b, tmp_path / "pairs", "2026")
+    with pytest.raises(SystemExit, match="by the same rules"):
+        compare.main([a, b])
+    score(a, tmp_path / "pairs", "2026")
+    capsys.readouterr()
+    compare.main([a, b])
+    text = capsys.readouterr().out
+    accuracy = [read_json(f"{run}/blimp_2026.json")["folders"]["pairs"]["accuracy"] for run in (a, b)]
+    assert all(round(6 * x) % 2 for x in accuracy)  # a tie is half a point
+    assert "| pairs by the rules of 2026, % | a | b |" in text and "2024" not in text
+    assert f"a - b: {100 * (accuracy[0] - accuracy[1]):+.2f} points" in text
+
+
+def test_all_scores_of_a_run(teachers, tmp_path, capsys):
+    run = unscored(teachers[1], tmp_path / "run")
+    write_pairs(tmp_path / "pairs", "t", [("the dog runs.", "the dog run."), ("a cat sees.", "a cat see.")])
+    for rules in ("2023", "2024", "2026"):
+        score(run, tmp_path / "pairs", rules)
+    write_json(f"{run}/reading.json", dict(step=6, rules=["2025", "2026"], reading=4.0, eye_tracking=3.0,
+                                           self_paced=5.0))
+    write_json(f"{run}/aoa_2025.json", dict(rules="2025", score=-0.125, n_words=7, steps=["chck_1M"] * 3))
+    os.makedirs(f"{run}/scores_2026")
+    benchmarks = dict(EWoK=dict(score=None, se=None, n=0), BLiMP=dict(score=61.0, se=0.5, n=3))
+    write_json(f"{run}/scores_2026/summary.json", dict(rules="2026", step=6, means={"overall": 12.0},
+                                                       benchmarks=benchmarks))
+    os.makedirs(tmp_path / "glue")
+    row = dict(rules="2026", settings={}, inputs_sha256=dict(weights=[], texts=[]), accuracy=0.9)
+    seeds = {"1": dict(row, f1=0.5), "2": dict(row, f1=0.6), "3": dict(row, f1=0.4)}
+    write_json(f"{tmp_path}/glue/results.json", dict(mrpc=seeds))
+    capsys.readouterr()
+    compare.main([run, str(tmp_path / "glue")])
+    lines = capsys.readouterr().out.splitlines()[2:]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    assert [row[1] for row in cells[:3]] == ["2023", "2024", "2026"]
+    assert {row[0] for row in cells[:3]} == {"pairs, mean of 1 tasks"}
+    assert cells[3:] == [
+        ["eye tracking", "2025, 2026", "3.00", "", "", "step 6"],
+        ["self paced", "2025, 2026", "5.00", "", "", "step 6"],
+        ["reading", "2025, 2026", "4.00", "", "", "step 6"],
+        ["age of acquisition, correlation x 100", "2025", "-12.50", "", "7", "3 checkpoints"],
+        ["BLiMP (submit)", "2026", "61.00", "0.50", "3", "step 6"],
+        ["overall (submit)", "2026", "12.00", "", "", ""],
+        ["mrpc, f1", "2026", "50.00", f"{10 / 3 ** 0.5:.2f}", "", "3 seeds"]]
+    scores = read_json(f"{run}/blimp_2026.json")["folders"]["pairs"]
+    assert cells[2][2:5] == [f"{100 * scores['accuracy']:.2f}", f"{100 * scores['se']:.2f}", "2"]
 
 
 def test_what_cannot_be_compared(teachers, tmp_path):

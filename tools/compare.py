@@ -18,13 +18,12 @@ import sys
 
 import numpy as np
 
-from eval_blimp import result_name
 from lib.configurator import launch
 from lib.files import read_json
-from lib.tasks import RULES
-from tools import finetune
 
 RESAMPLES = 10_000
+FILES = {rules: f"blimp_{rules}.json" for rules in ("2023", "2024", "2025", "2026")}
+FILES["2024"] = "blimp.json"  # as eval_blimp.py names them
 
 
 def main(columns):
@@ -43,7 +42,7 @@ def main(columns):
     paths = [column.split("+") for column in columns]
     results = [[read_results(path) for path in column] for column in paths]
     every = sum(results, [])
-    shared = [(rules, name) for rules in RULES if all(rules in result for result in every)
+    shared = [(rules, name) for rules in FILES if all(rules in result for result in every)
               for name in every[0][rules]["folders"]
               if all(name in result[rules]["folders"] for result in every)]
     if not shared:
@@ -63,7 +62,7 @@ def read_results(path):
     """{rules: what eval_blimp.py wrote} of a run folder or a result file."""
     files = [path]
     if os.path.isdir(path):
-        files = [os.path.join(path, result_name(rules)) for rules in RULES]
+        files = [os.path.join(path, name) for name in FILES.values()]
     results = [read_result(file, path) for file in files if os.path.isfile(file)]
     if not results:
         sys.exit(f"error: no scores at {path}; make them with eval_blimp.py --ckpt={path} --data=...")
@@ -77,7 +76,7 @@ def read_result(file, path):
             for row in (folder, *folder["phenomena"].values(), *folder["tasks"].values()):
                 f"{row['accuracy']:.2f} {row['se']:.2f} {row.get('rho', 0):.2f}"  # numbers?
             good = all(re.fullmatch("[0-9]+", right) for right in answers(folder))
-            if not (good and folder["tasks"] and folder["sha256"] and result.get("rules", "2024") in RULES):
+            if not (good and folder["tasks"] and folder["sha256"] and result.get("rules", "2024") in FILES):
                 raise ValueError
     except (KeyError, TypeError, AttributeError, ValueError):
         sys.exit(f"error: {file} is damaged, or of older code; score {path} again")
@@ -184,7 +183,7 @@ def cells(title, rules, score, se=None, n="", source=""):
 
 
 def choice_rows(path):
-    if os.path.isfile(path) or any(os.path.isfile(os.path.join(path, result_name(rules))) for rules in RULES):
+    if os.path.isfile(path) or any(os.path.isfile(os.path.join(path, name)) for name in FILES.values()):
         for rules, result in read_results(path).items():
             for name, folder in result["folders"].items():
                 at = f"step {result.get('step')}"
@@ -203,7 +202,7 @@ def word_rows(path):
         for name in ("eye_tracking", "self_paced", "reading"):
             yield cells(name.replace("_", " "), ", ".join(result["rules"]), result[name],
                         source=f"step {result['step']}")
-    for file in (os.path.join(path, f"aoa_{rules}.json") for rules in RULES):
+    for file in (os.path.join(path, f"aoa_{rules}.json") for rules in FILES):
         if os.path.isfile(file):
             result = read_json(file, ("rules", "score", "n_words", "steps"))
             yield cells("age of acquisition, correlation x 100", result["rules"], 100 * result["score"],
@@ -212,7 +211,7 @@ def word_rows(path):
 
 def summary_rows(path):
     """Of what tools.submit left."""
-    for file in (os.path.join(path, f"scores_{rules}", "summary.json") for rules in RULES):
+    for file in (os.path.join(path, f"scores_{rules}", "summary.json") for rules in FILES):
         if os.path.isfile(file):
             result = read_json(file, ("rules", "step", "benchmarks", "means"))
             for name, row in result["benchmarks"].items():
@@ -225,9 +224,10 @@ def summary_rows(path):
 
 def glue_rows(path):
     """Of results.json of tools.finetune: mean and standard error over seeds."""
+    from tools import finetune  # here: torch takes a second to import
     for task, rows in finetune.read_results(os.path.join(path, "results.json")).items():
         metric = finetune.TASKS[task][2]
-        for rules in RULES:
+        for rules in FILES:
             scores = [100 * row[metric] for row in rows.values() if row.get("rules", "2024") == rules]
             if scores:
                 se = np.std(scores, ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else None

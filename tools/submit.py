@@ -50,7 +50,7 @@ class SubmitConfig:
     out: str = "results"
     bos: Literal["auto", "yes", "no"] = "auto"  # <s> before a text; auto: if the model was trained so
     batch_tokens: int = 1024        # positions scored at a time; a GPU wants more
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"  # auto: the final model, which reads the full sets
 
 
@@ -253,8 +253,6 @@ def score_choices(cfg, task, data, models, tokenizer, described):
     rules = RULES[cfg.rules]
     reads = EvalConfig(data=(data,), rules=cfg.rules, bos=cfg.bos)
     (items,) = read_folders(reads, models, tokenizer, described).values()
-    if task.key == "comps":  # comps_wugs_dist-before -> wugs_dist_before
-        items = [item._replace(uid=item.uid.removeprefix("comps_").replace("-", "_")) for item in items]
     scores = score_items([Teacher(m) for m in models], items, cfg.batch_tokens, os.path.basename(data))
     found, predictions = summary(items, scores, rules), preferred(items, scores, rules)
     shares = right_shares(items, predictions)
@@ -448,7 +446,8 @@ def mean(values):
 def print_table(cfg, result):
     """Ours beside the organisers' baselines, and what is missing."""
     def cell(value, se=None, mark=""):
-        return "" if value is None else f"{value:.2f}" + f" ± {se:.2f}" * (se is not None) + mark
+        error = "" if se is None else f" ± {se:.2f}"
+        return "" if value is None else f"{value:.2f}{error}{mark}"
     published = PUBLISHED[cfg.rules][cfg.track]
     print(f"\n| rules of {cfg.rules}, {cfg.track}, % | {result['name']} | " + " | ".join(published) + " |")
     print("|---|---:|" + "---:|" * len(published))
