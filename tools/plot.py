@@ -18,7 +18,8 @@ import numpy as np
 
 from lib.checkpoints import find_checkpoint, read_checkpoint_config
 from lib.configurator import launch, need
-from lib.files import check_writable, parse_json, read_json
+from lib.files import check_writable, read_json
+from lib.lineage import records
 from tools.compare import check_same_pairs, read_result
 from tools.study import result_rows
 
@@ -101,21 +102,6 @@ def curves(figure, runs, labels):
     axes.xaxis.set_major_formatter("{x:,.0f}")
     axes.set(xlabel="tokens seen", ylabel="cross-entropy, nats per token")
     axes.legend(title="strong: validation, faint: training")
-
-
-def records(run):
-    """The lines of a run's metrics.jsonl."""
-    path = os.path.join(run, "metrics.jsonl")
-    if not os.path.isfile(path):
-        sys.exit(f"error: no {path}; name a run folder")
-    with open(path, errors="replace") as f:
-        try:
-            rows = [dict(parse_json(line)) for line in f if line.endswith("\n")]  # the last may be cut off
-        except (ValueError, TypeError) as e:
-            sys.exit(f"error: {path} is damaged: {e}")
-    if not any("ce" in row for row in rows):
-        sys.exit(f"error: {path} has no training loss yet")
-    return rows
 
 
 def phenomena(figure, runs, labels):
