@@ -239,11 +239,15 @@ def summary(items, scores, rules):
             terms.setdefault("argument_structure" if term == "s-selection" else term, []).append(task)
     phenomena = {term: task_row(sum((points[task] for task in names), [])) if rules.pooled
                  else mean_row([tasks[task] for task in names]) for term, names in sorted(terms.items())}
-    texts = json.dumps([(item.task, item.context, item.texts) for item in items])
     whole = mean_row(list((phenomena if rules.pooled and phenomena else tasks).values()))
     if shares:
         whole["rho"] = sum(tasks[task]["rho"] for task in shares) / len(shares)
-    return dict(**whole, tasks=tasks, phenomena=phenomena, sha256=hashlib.sha256(texts.encode()).hexdigest())
+    return dict(**whole, tasks=tasks, phenomena=phenomena, sha256=texts_sha256(items))
+
+
+def texts_sha256(items):
+    texts = json.dumps([(item.task, item.context, item.texts) for item in items])
+    return hashlib.sha256(texts.encode()).hexdigest()
 
 
 def p_first(scores):
