@@ -251,7 +251,7 @@ def test_other_scores_are_on_the_page(runs, tmp_path):
     every = dict((row[0], row[1]) for row in page.tables[caption] if row[1] != "–")
     assert every["reading"] == "3.46" and every["eye tracking"] == "5.43" and every["AoA"] == "-12.35"
     assert every["rte"] == "51.50 ± 1.50"  # (0.53 - 0.5) / sqrt(2) / sqrt(2)
-    assert "Scored at step 3, not the one above: blimp_filtered." in text
+    assert "Scored at another step than the one above: blimp_filtered (step 3)." in text
     published = page.tables[caption]
     assert ["rte", "51.50 ± 1.50", "56.83", "57.55"] in published and any(
         row[0] == "EWoK" and row[3:] == ["49.49", "49.80", "–", "52.32", "51.22", "–"] for row in published)

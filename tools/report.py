@@ -239,9 +239,10 @@ def scored(scores, this):
         if values:
             blocks.append(beside_published(["benchmark", "this run", "chance"], values,
                                            baselines(rules, bool(scores.summaries[rules]))))
-        for step in sorted({str(row["step"]) for row in folders.values()} - {str(this.described.get("step"))}):
-            names = [folder for folder, row in folders.items() if str(row["step"]) == step]
-            blocks.append(Paragraph(f"Scored at step {step}, not the one above: {', '.join(names)}."))
+        stale = [f"{folder} (step {row['step']})" for folder, row in folders.items()
+                 if row["step"] != this.described.get("step")]
+        if stale:
+            blocks.append(Paragraph(f"Scored at another step than the one above: {', '.join(stale)}."))
         if seeds:
             values = {task: mean_and_error(each) for task, each in seeds.items()}
             blocks.append(beside_published(["task", "this run"], values, GLUE.get(rules, {})))
