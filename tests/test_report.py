@@ -215,6 +215,15 @@ def test_scores_are_the_results(runs):
     assert dots == pytest.approx([8 + 422 * x / 100 for x in accuracies], abs=0.06)
 
 
+def test_those_with_scores_of_other_texts_are_not_beside_it(runs, tmp_path):
+    shutil.copytree(runs, tmp_path / "r")
+    write_pairs(tmp_path / "r/blimp_filtered", "task_0", [("a dog.", "a a.")] * 24)
+    score(f"{tmp_path}/r/llama", f"{tmp_path}/r/blimp_filtered")
+    page, _ = make(f"{tmp_path}/r/student")
+    assert [row[0] for row in page.tables["Accuracies in 7 tasks of blimp_filtered, rules of 2024"]] == [
+        "model", "student"]
+
+
 def test_the_worst_are_those_with_the_least_logp(runs):
     page, _ = make(f"{runs}/student", f"--data={runs}/blimp_filtered")
     items, pairs, wrong, share = read_jsonl(f"{runs}/student.jsonl"), {}, {}, {}
@@ -271,13 +280,15 @@ def test_a_hand_in_is_shown_as_it_was_summed_up(runs, tmp_path):
                {"step": result["step"], **result["folders"]["blimp_filtered"]})
     write_json(f"{run}/scores_2026/summary.json", dict(
         benchmarks={"BLiMP": dict(score=61.234, se=0.5), "EWoK": dict(score=None, se=None)},
-        means={"NLP, of 7": 8.7654},
+        means={"NLP, of 7": 8.7654, "human-like, of 2": 1.0},
         missing={"full_eval/comps": "get it", "GLUE": "python -m tools.finetune"}))
     page, _ = make(run)
     rows = page.tables["Scores in %, ± standard error, beside published baselines"]
     assert [row[1] for row in rows if row[0] in ("BLiMP", "NLP, of 7")][:2] == ["61.23 ± 0.50", "8.77"]
     (theirs,) = [row[3:] for row in rows if row[0] == "NLP, of 7"]
     assert theirs[0] == f"{np.mean((65.23, 57.25, 50.63, 19.10, 51.81, 35.09, 63.80)):.2f}"
+    (theirs,) = [row[3:] for row in rows if row[0] == "human-like, of 2"]
+    assert theirs[1] == f"{5.10 / 2:.2f}"  # without an age of acquisition
     assert "Accuracies in 7 tasks of blimp_filtered, rules of 2026" in page.tables
     missing = page.column("What is not there, and what makes it", "command")
     assert missing["full_eval/comps"] == "get it" and missing["GLUE"] == "python -m tools.finetune"
