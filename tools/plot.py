@@ -20,7 +20,7 @@ from lib.checkpoints import find_checkpoint, read_checkpoint_config
 from lib.configurator import launch, need
 from lib.files import check_writable, read_json
 from lib.lineage import records
-from tools.compare import check_same_pairs, read_result
+from tools.compare import check_same_pairs, read_results
 from tools.study import result_rows
 
 # told apart by all eyes (Okabe and Ito)
@@ -106,7 +106,7 @@ def curves(figure, runs, labels):
 
 def phenomena(figure, runs, labels):
     """Parallel coordinates: an axis a phenomenon (or task, where the data names none), a line a run."""
-    results = [read_result(run) for run in runs]
+    results = list(map(scores_of, runs))
     folders = shared_folders(results, runs)
     scored = [accuracy_by_phenomenon(result, folders) for result in results]
     names = list(scored[0])
@@ -128,6 +128,14 @@ def accuracy_by_phenomenon(result, folders):
     return {name: 100 * row["accuracy"] for name, row in rows.items()}
 
 
+def scores_of(run):
+    """What blimp.json says: by the rules of 2024."""
+    results = read_results(run)
+    if "2024" not in results:
+        sys.exit(f"error: {run} has no blimp.json; make it with eval_blimp.py --ckpt={run} --data=...")
+    return results["2024"]
+
+
 def shared_folders(results, runs):
     """The data folders that all the runs were scored on: exits if not on the same pairs."""
     folders = [name for name in (results[0]["folders"] if results else ())
@@ -141,7 +149,7 @@ def violins(figure, columns, labels):
     """A panel for validation loss, test loss and a folder's accuracy: a violin a recipe, a point a seed."""
     runs = [run for column in columns for run in column.split("+")]
     scored = [run for run in runs if os.path.isfile(os.path.join(run, "blimp.json"))]
-    shared_folders(list(map(read_result, scored)), scored)
+    shared_folders(list(map(scores_of, scored)), scored)
     per_column = [panels(column.split("+")) for column in columns]
     titles = [title for title in per_column[0] if all(title in values for values in per_column)]
     for axes, title in zip(np.atleast_1d(figure.subplots(1, len(titles))), titles):
@@ -166,7 +174,7 @@ def panels(runs):
     values = {"validation loss, nats per token": [best_val_ce(run) for run in runs]}
     for run in runs:
         if os.path.isfile(os.path.join(run, "blimp.json")):
-            result = read_result(run)
+            result = scores_of(run)
             if "test_ce" in result:
                 values.setdefault("test loss, nats per token", []).append(result["test_ce"])
             for folder, row in result["folders"].items():
