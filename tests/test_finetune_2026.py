@@ -78,6 +78,7 @@ class Official(nn.Module):
         self.body = AutoModel.from_pretrained(export)
         self.tokenizer = AutoTokenizer.from_pretrained(export)
         self.tokenizer.padding_side = "left" if year == "2026" else "right"
+        self.tokenizer.backend_tokenizer.post_processor = None
         if bos == "yes":
             self.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
                 single="<s> $A", pair="<s> $A <s> $B",

@@ -35,8 +35,8 @@ def readers(teachers, byte_gpt2, tmp_path_factory):
 def transformers_pair(folder, bos):
     """Model in float64 and tokenizer; bos: whether the tokenizer puts <s> before a text."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    if bos:
-        tokenizer._tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    template = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)]) if bos else None
+    tokenizer._tokenizer.post_processor = template
     return AutoModelForCausalLM.from_pretrained(folder).double().eval(), tokenizer
 
 

@@ -85,7 +85,7 @@ def export_run(path, folder, bos="auto"):
         "hf upload NAME FOLDER/chck_1M . --revision=chck_1M") * bool(kept)
 
 
-def export(path, folder, bos):
+def export(path, folder, bos="auto"):
     """One checkpoint as one Hugging Face folder."""
     model, tokenizer, described = load_checkpoint(path)
     cfg = model.cfg
