@@ -24,6 +24,7 @@ from helpers import (
     reseal,
     run_train,
     start_torchrun,
+    thorough,
     torchrun,
     train_config,
     weights,
@@ -145,6 +146,7 @@ def test_what_came_between_the_look_and_the_lock_counts(data, tmp_path):
 
 # --- signals and processes ------------------------------------------------------------------------
 
+@pytest.mark.thorough
 def test_torchrun_and_its_ranks_are_signalled_at_once(data, tmp_path):
     """As batch systems do it: saved, and the same run when it goes on."""
     change = {**TINY, "max_iters": 400, "epochs": 50, "eval_interval": 100, "data_dir": data}
@@ -201,7 +203,7 @@ def test_skipped_steps_are_counted_across_a_signal(data, tmp_path, monkeypatch):
 
 # --- streams and names ----------------------------------------------------------------------------
 
-@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&- >&- 2>&-"])
+@pytest.mark.parametrize("closed", thorough(["<&- >&- 2>&-", ">&-", "2>&-"], sample=1))
 def test_closed_streams_do_not_end_a_run(data, tmp_path, closed):
     """As of a daemon: it trains to its end, and its log is metrics.jsonl."""
     flags = flags_of({**TINY, "data_dir": data, "out_dir": tmp_path / "r"})

@@ -147,7 +147,7 @@ def test_resume_equals_uninterrupted(data, teachers, tmp_path, monkeypatch):
     assert_resumes(partial(run_distill, data, **settings), tmp_path, monkeypatch, 5)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_two_ranks_equal_one_that_accumulates_twice(data, teachers, tmp_path):
     settings = dict(teachers=teachers[:2], max_iters=20, kl_reduction="sequence", micro_batch_size=4,
                     learning_rate=3e-3)

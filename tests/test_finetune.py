@@ -136,7 +136,7 @@ def test_tokens_head_and_steps_are_transformers(kind, data, teachers, tmp_path):
     weights after three steps of AdamW with a linear schedule."""
     shape = GPT2 | dict(dropout=0.0) if kind == "gpt2" else dict(n_head=4, n_kv_head=2)
     run_train(data, tmp_path / "run", **shape)
-    hf.main(["export", str(tmp_path / "run"), str(tmp_path / "hf")])
+    hf.main(["export", str(tmp_path / "run"), str(tmp_path / "hf"), "--bos=no"])
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "hf")
     theirs = AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf", num_labels=2)
     write_task(tmp_path / "glue", n=40)
@@ -185,7 +185,7 @@ def test_the_longer_text_is_cut_first(lengths, kept):
 
 
 def test_truncation_is_transformers(data, teachers, tmp_path):
-    hf.main(["export", teachers[1], str(tmp_path / "hf")])
+    hf.main(["export", teachers[1], str(tmp_path / "hf"), "--bos=no"])
     theirs, ours = AutoTokenizer.from_pretrained(tmp_path / "hf"), load_checkpoint(teachers[1])[1]
     rng = random.Random(1)
     for _ in range(300):

@@ -23,6 +23,7 @@ from helpers import (
     run_distill,
     run_train,
     saved_state,
+    thorough,
     torchrun,
     train_config,
     validations,
@@ -337,11 +338,11 @@ def moves(models):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("change", [
+@pytest.mark.parametrize("change", thorough([
+    dict(micro_batch_size=4, teacher_dtype=("bfloat16",)),
     {},
     dict(dtype="bfloat16", teacher_dtype=("int8",)),
-    dict(micro_batch_size=4, teacher_dtype=("bfloat16",)),
-])
+], sample=1))
 def test_steps_alternate_and_resume(data, teachers, generator, tmp_path, monkeypatch, change):
     """Steps 1 and 2 are the generator's, 3 to 5 the student's, 6 and 7 the generator's."""
     monkeypatch.setattr(lib.runs, "drop_old_checkpoints", lambda *_: None)  # to look at them all

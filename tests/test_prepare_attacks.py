@@ -131,7 +131,7 @@ def server(monkeypatch):
 
 @pytest.mark.parametrize("fault", [kill, disk_full])
 @pytest.mark.parametrize("residue", thorough((3, 0, 1, 2), sample=1))
-@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("overwrite", thorough([False, True], sample=1))
 def test_the_same_command_goes_on_after_any_file_operation(tmp_path, server, fault, residue, overwrite):
     """Of prepare.py --download, into a new folder or over another one's data."""
     def begin(name):

@@ -87,6 +87,7 @@ def test_trials_are_runs_ranked_and_continued(cfg_of, tmp_path, capsys):
         sweep.main(cfg)
 
 
+@pytest.mark.thorough
 def test_new_settings_and_sweeps_of_older_code(cfg_of, monkeypatch, capsys):
     """A tinkerer's own setting at its default invalidates nothing; older code kept a hash: let be."""
     @dataclass
