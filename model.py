@@ -112,12 +112,12 @@ class Transformer(nn.Module):
             cos, sin = rope_table(self.cfg, positions)
             self.cos, self.sin = cos.to(self.cos), sin.to(self.sin)
 
-    def compile_layers(self, dynamic=False):
+    def compile_layers(self):
         """Compile each layer in place. One after another and not as a whole: layers alike compile once,
         and DDP can send a layer's gradient while the layers below it are still being differentiated."""
         torch._dynamo.config.cache_size_limit = 64  # of all models together; past it torch gives up silently
         for layer in self.layers:
-            layer.compile(dynamic=dynamic)
+            layer.compile(dynamic=False)
 
 
 class Block(nn.Module):
