@@ -161,7 +161,7 @@ def log_probabilities(teachers, candidates, batch_tokens, title=""):
     longest = max(len(c.ids) for c in candidates) - 1
     row_length = ROW * max(1, math.ceil(longest / ROW))
     n_rows = max(1, batch_tokens // row_length)
-    make_room(teachers, longest, row_length)
+    make_room(teachers, longest)
     rows, places = plant(candidates, row_length)
     logp = []  # of each row's edges
     with tqdm(total=len(rows), desc=title, unit="row", disable=not sys.stderr.isatty()) as bar:
@@ -191,7 +191,7 @@ def edge_log_probabilities(teachers, states, of_node, targets):
     return logp
 
 
-def make_room(teachers, longest, row_length):
+def make_room(teachers, longest):
     """Let rotary positions go on to those of the longest text; refuse where learned ones end before it."""
     for teacher in teachers:
         if longest > teacher.cfg.block_size:
