@@ -6,12 +6,12 @@ _student = "config/llama_16m.py --n_layer=4 --n_head=4 --n_embd=128 --intermedia
 _large = "config/llama_16m.py --n_layer=4 --n_head=4 --n_embd=192 --intermediate_size=512"
 _muon = "--optimizer=muon"
 runs = [
-    f"wd0.1 {_student}",
+    f"wd01 {_student}",
     f"wd2 {_student} --weight_decay=2",
     f"muon-wd2 {_student} {_muon} --weight_decay=2",
     f"lr3 {_student} --learning_rate=3e-3",
     f"muon-lr3-wd1 {_student} {_muon} --learning_rate=3e-3 --weight_decay=1",
-    f"large-wd0.1 {_large}",
+    f"large-wd01 {_large}",
     f"large-muon-lr3-wd1 {_large} {_muon} --learning_rate=3e-3 --weight_decay=1",
     f"large-muon-lr3-wd2 {_large} {_muon} --learning_rate=3e-3 --weight_decay=2",
     f"large-muon-lr3-wd1-drop {_large} {_muon} --learning_rate=3e-3 --weight_decay=1 --dropout=0.1",
