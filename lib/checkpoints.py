@@ -77,7 +77,7 @@ def last_checkpoint(out_dir):
 # the names of what a run writes into its folder: nothing else in there is ever deleted
 RUN_FILES = re.compile(r"(ckpt_\d+|chck_\d+M|member_\d+|scores_202[56])(\.tmp)?(\.deleted)?"
                        r"|((last|best|train_config|blimp(_202[356])?|predictions|reading"
-                       r"|aoa_(2025|2026|surprisals))\.json|metrics\.jsonl|report\.(html|md))(\.tmp)?"
+                       r"|aoa_(2025|2026|surprisals|months))\.json|metrics\.jsonl|report\.(html|md))(\.tmp)?"
                        r"|events\.out\.tfevents\..*")
 
 

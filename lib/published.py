@@ -1,4 +1,5 @@
-"""Published scores in %, beside those of 2025 and 2026 that tools/submit.py has; and those of chance."""
+"""Published scores, in % where nothing else is said, beside those of 2025 and 2026 that tools/submit.py has;
+and those of chance."""
 
 CHANCE = {"BLiMP": 50.0, "supplement": 50.0, "EWoK": 50.0, "COMPS": 50.0, "entity tracking": 20.0,
           "GlobalPIQA": 37.5}
@@ -10,6 +11,11 @@ BASELINES_2024 = {
     "BabyLlama, 100M": {"BLiMP": 73.1, "supplement": 60.6, "EWoK": 52.1, "GLUE": 69.0},
     "LTG-BERT, 100M": {"BLiMP": 69.2, "supplement": 66.5, "EWoK": 51.9, "GLUE": 68.4},
 }
+
+# Baby Llama's table 4, age of acquisition: mean error in months over all words, nouns, predicates, and
+# function words
+AOA_MONTHS = {"Baby Llama": (2.06, 1.99, 1.84, 2.63), "OPT-125M": (2.03, 1.98, 1.81, 2.57),
+              "RoBERTa": (2.06, 1.99, 1.85, 2.65), "T5": (2.04, 1.97, 1.82, 2.64)}
 
 # rules -> model -> task; MRPC and QQP by F1, CoLA by Matthews' correlation, the others by accuracy
 GLUE = {

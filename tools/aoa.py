@@ -1,10 +1,17 @@
-"""When a model learns words, and when children do: the challenge's age of acquisition from learning curves.
+"""When a model learns words, and when children do: the challenge's age of acquisition from learning curves;
+and by the rules of 2023, Baby Llama's table 4.
 
     python -m tools.aoa --ckpt=out/babyllama --data=aoa --rules=2026     # pip install scipy
+    python -m tools.aoa --ckpt=out/babyllama --words=word_list.csv --contexts=sent_words.json
 
-For each checkpoint that the run has kept by words seen (train.py --keep_words) the surprisal of every word
-after every context is computed and written into the run's folder; the same command goes on, and other rules
-need no model again. A word's learning curve is a sigmoid,
+The second predicts children's months from one checkpoint's surprisals (lib/acquisition.py): table 4's row as
+the official code has it, which reads surprisals one position off, and the right one; beside them, since they
+cannot be read without, the rows of no surprisal and of random numbers, and the difference from none with its
+standard error over words.
+
+The first: for each checkpoint that the run has kept by words seen (train.py --keep_words) the surprisal of
+every word after every context is computed and written into the run's folder; the same command goes on, and
+other rules need no model again. A word's learning curve is a sigmoid,
 
     f(x) = a / (1 + exp(-b (x - c))) + d,
 
@@ -25,11 +32,13 @@ import numpy as np
 from tqdm import tqdm
 
 from distill import Teacher
-from eval_blimp import log_probabilities
-from lib.checkpoints import load_ensemble, read_checkpoint_config, weights_sha256
-from lib.configurator import launch
-from lib.files import check_writable, read_json, sha256, write_json
+from eval_blimp import log_probabilities, make_room
+from lib.acquisition import CATEGORIES, CUT, Word, mean_surprisals, months_table
+from lib.checkpoints import load_ensemble, read_checkpoint_config, run_folder, weights_sha256
+from lib.configurator import launch, need
+from lib.files import check_writable, parse_json, read_json, regular, sha256, write_json
 from lib.machine import pick_device
+from lib.published import AOA_MONTHS
 from lib.scoring import added_bos, candidate
 from lib.tokenizers import SentencePieceTokenizer, load_tokenizer
 from tools.reading import number, read_table
@@ -41,11 +50,13 @@ MONTHS = range(16, 31)
 
 @dataclass
 class AoaConfig:
-    ckpt: str = ""              # a run folder with chck_1M, chck_2M, ... in it
+    ckpt: str = ""              # a run folder with chck_1M, chck_2M, ... in it; for --words any checkpoint
     data: str = ""              # the challenge's folder with cdi_childes.json and cdi_human.csv
+    words: str = ""             # or the word_list.csv of 2023 for table 4, where rules and bos do not count,
+    contexts: str = ""          # and its sent_words.json: [{"sent": "a dog .", "words": ["a", "dog"]}, ...]
     rules: Literal["2025", "2026"] = "2026"
     surprisals: str = ""        # also write all surprisals to this .json, as the challenge wants them
-    out: str = ""               # where the result goes; '' = aoa_<rules>.json in the run folder
+    out: str = ""               # where the result goes; '' = aoa_<rules> or aoa_months.json in the run folder
     bos: Literal["auto", "yes", "no"] = "auto"  # <s> before a text; auto: if the model was trained so
     batch_tokens: int = 1024    # positions scored at a time; a GPU wants more
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -58,6 +69,8 @@ class Occurrence(NamedTuple):
 
 
 def main(cfg):
+    if cfg.words or cfg.contexts:
+        return table_4(cfg)
     if not cfg.ckpt or not cfg.data:
         sys.exit("error: say which run on what: --ckpt=out/run --data=aoa")
     if not importlib.util.find_spec("scipy"):
@@ -265,6 +278,71 @@ def age_at(target, least, x, y, **fit):
 
 def sigmoid(x, a, b, c, d):
     return a / (1 + np.exp(-b * (x - c))) + d
+
+
+# --- Baby Llama's table 4 -------------------------------------------------------------------------
+
+def table_4(cfg):
+    need(cfg, ckpt=(cfg.ckpt, "a run or checkpoint folder"), words=(cfg.words, "the word_list.csv of 2023"),
+         contexts=(cfg.contexts, "the sent_words.json of 2023"), data=(not cfg.data, "'' with --words"),
+         surprisals=(not cfg.surprisals, "'' with --words, whose result has the surprisals"))
+    words, contexts, device = read_words(cfg.words), read_contexts(cfg.contexts), pick_device(cfg.device)
+    (model,), tokenizer, described = load_ensemble([cfg.ckpt], device)
+    out = cfg.out or os.path.join(run_folder(cfg.ckpt), "aoa_months.json")
+    check_writable(out)
+    make_room([Teacher(model)], CUT)
+    found = mean_surprisals(model, tokenizer, contexts, {w.text for w in words}, cfg.batch_tokens, device)
+    kept, absent = [w for w in words if w.text in found], [w.text for w in words if w.text not in found]
+    if not np.isfinite([*found.values()]).all():
+        sys.exit("error: the model gives surprisals that are not finite numbers")
+    if absent:
+        print(f"notice: {len(absent)} of {len(words)} rows have words that are not in the contexts: "
+              f"{', '.join(absent[:10])}")
+    official, right = ([found[w.text][i] for w in kept] for i in (1, 2))
+    months = months_table(kept, official, right)
+    result = dict(ckpt=cfg.ckpt, step=described["step"], weights_sha256=weights_sha256(cfg.ckpt),
+                  data_sha256=[sha256(cfg.words), sha256(cfg.contexts)], n_words=len(kept), absent=absent,
+                  columns=["all", *CATEGORIES], months=months,
+                  words={word: dict(zip(("n", "official", "right"), row)) for word, row in found.items()})
+    write_json(out, result)
+    print_months(months, len(kept))
+    print(f"written to {out}")
+
+
+def read_words(path):
+    def read_row(fields):
+        word = Word(fields["word_clean"], fields["lexical_category"],
+                    *(number(fields[name]) for name in ("aoa", "concreteness", "frequency")))
+        if not word.text or word.category not in CATEGORIES:
+            raise ValueError(f"{word.text!r} is no word of {', '.join(CATEGORIES)}")
+        if not word.frequency > 0 or math.isnan(word.age + word.concreteness):
+            raise ValueError(f"{word.text!r} wants an age, a concreteness and a frequency above 0")
+        return word
+    return read_table(path, ("word_clean", "lexical_category", "aoa", "concreteness", "frequency"), read_row)
+
+
+def read_contexts(path):
+    """[(sentence, the list's words in it)]"""
+    try:
+        with open(regular(path), "rb") as f:
+            contexts = parse_json(f.read())
+        if not all(context["sent"] and isinstance(context["words"], list) for context in contexts):
+            raise TypeError
+        return [(context["sent"] + "", set(context["words"])) for context in contexts]
+    except (OSError, ValueError) as e:
+        sys.exit(f"error: cannot read {path}: {e}")
+    except (KeyError, TypeError):
+        sys.exit(f"error: {path} is no list of objects with a text 'sent' and a list 'words'")
+
+
+def print_months(months, n):
+    def line(name, cells):
+        print(f"{name:<36}" + "".join(f"{cell:>17}" for cell in cells))
+    line(f"mean error in months, {n} rows", ["all", *(name.replace("_", " ") for name in CATEGORIES)])
+    for name, row in months.items():
+        line(name, [" ± ".join(f"{x:.3f}" for x in cell) for cell in zip(*row.values())])
+    for name, row in AOA_MONTHS.items():
+        line(f"{name}, Baby Llama's table 4", [f"{x:.2f}" for x in row])
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ A context is a line of the text. A word's surprisal is the sum of -log p(token |
 so far) over its tokens, in nats; the mean over all its occurrences is printed. A word is what stands between
 blanks, lower-cased, without punctuation at its ends: tokens of that punctuation do not count.
 The 2023 pipeline reads its table one position off (its "surprisal" is of the next position's
-distribution); these are the shifted, right ones.
+distribution); these are the shifted, right ones. tools.aoa has both, and the study's regression.
 """
 import sys
 from dataclasses import dataclass
