@@ -87,7 +87,8 @@ def months_table(words, official, right):
     without, surprisals = left_out_errors(words), {"official surprisal": official, "surprisal": right}
     errors = {name: left_out_errors(words, s) for name, s in surprisals.items()}
     rows = {name: dict(mean=means(e)) for name, e in (errors | {"no surprisal": without}).items()}
-    rows["random numbers"] = dict(mean=draws.mean(0).tolist(), deviation=draws.std(0, ddof=1).tolist())
+    rows[f"random numbers, {DRAWS} draws"] = dict(
+        mean=draws.mean(0).tolist(), deviation=draws.std(0, ddof=1).tolist())
     for name, e in errors.items():
         less = [with_it - without_it for with_it, without_it in zip(e, without)]
         rows[f"{name} - no surprisal"] = dict(

@@ -3,6 +3,7 @@ known logits and with transformers'; the regression against the official one, fi
 import json
 import math
 import random
+import shutil
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from helpers import real
 from lib import acquisition
 from lib.acquisition import CATEGORIES, Word, left_out_errors, mean_surprisals, months_table, token_nats
-from lib.checkpoints import load_checkpoint
+from lib.checkpoints import RUN_FILES, load_checkpoint
 from lib.files import read_json
 from lib.published import AOA_MONTHS
 from tools import aoa, hf
@@ -171,7 +172,7 @@ def test_the_list_without_a_model():
     assert len(words) == 591
     rows = months_table(words, *np.zeros((2, len(words))))
     assert [f"{x:.2f}" for x in rows["no surprisal"]["mean"]] == ["2.05", "1.99", "1.83", "2.62"]
-    mean, deviation = rows["random numbers"].values()
+    mean, deviation = rows["random numbers, 200 draws"].values()
     assert (np.abs(np.subtract(mean, AOA_MONTHS["Baby Llama"])) < deviation).all()
 
 
@@ -196,9 +197,10 @@ def files(tmp_path):
 
 
 def test_the_command(teachers, files, tmp_path, capsys):
-    out = str(tmp_path / "months.json")
-    aoa.main(AoaConfig(ckpt=teachers[0], **files, out=out, device="cpu"))
-    result, printed = read_json(out), capsys.readouterr().out.splitlines()
+    run = shutil.copytree(teachers[0], str(tmp_path / "run"))
+    aoa.main(AoaConfig(ckpt=run, **files, device="cpu"))
+    result, printed = read_json(f"{run}/aoa_months.json"), capsys.readouterr().out.splitlines()
+    assert RUN_FILES.fullmatch("aoa_months.json")  # --overwrite deletes it with the run
     assert result["n_words"] == 34 and result["absent"] == ["many"] * 2 and "many" not in result["words"]
     words = [w for w in aoa.read_words(files["words"]) if w.text != "many"]
     months = result["months"]

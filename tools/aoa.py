@@ -342,7 +342,7 @@ def print_months(months, n):
     for name, row in months.items():
         line(name, [" ± ".join(f"{x:.3f}" for x in cell) for cell in zip(*row.values())])
     for name, row in AOA_MONTHS.items():
-        line(f"{name}, Baby Llama's table 4", [f"{x:.2f}" for x in row])
+        line(f"Baby Llama's table 4: {name}", [f"{x:.2f}" for x in row])
 
 
 if __name__ == "__main__":
