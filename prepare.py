@@ -4,6 +4,7 @@
     python prepare.py --input_dir=babylm --download=2024        # fetch the official archives first
     python prepare.py --input_dir=my_texts --val_fraction=0.05  # any folder of .txt
     python prepare.py --verify=data/babylm                      # are the files still what they were?
+    python prepare.py --readability=data/babylm > mine.py       # from easy to hard: a curriculum for train.py
 
 Input is the BabyLM layout (train_10M/*.train, dev/*.dev, test/*.test, or the 2023 names babylm_10M,
 babylm_dev, babylm_test) or a folder of .txt files. Output: see lib/shards.py. Text is read in blocks by
@@ -46,6 +47,7 @@ from lib.files import (
     sha256,
     write_json,
 )
+from lib.readability import count_text, curriculum
 from lib.shards import DTYPE, open_shard, read_meta
 from lib.tokenizers import load_tokenizer, save_tiktoken
 
@@ -66,6 +68,9 @@ class PrepareConfig:
     workers: int = 0                  # processes; 0 = one per core
     overwrite: bool = False           # replace a finished data folder
     verify: str = ""                  # only check this prepared folder against its checksums
+    readability: str = ""             # only print how hard to read this prepared folder's sources are, and a
+                                      # curriculum of them: a config
+    buckets: int = 5                  # of that curriculum (the paper's number)
 
 
 BLOCK_BYTES = 4 << 20    # text read at a time
@@ -78,6 +83,8 @@ OURS = re.compile(r"meta\.json(\.tmp)?|tokenizer\.(model|json)|(train|val|test)_
 def main(cfg):
     if cfg.verify:
         return verify(cfg.verify)
+    if cfg.readability:
+        return print_curriculum(cfg)
     check_prepare_config(cfg)
     check_data_dir(cfg)
     if cfg.download:
@@ -152,6 +159,18 @@ def verify(data_dir):
     tokens = sum(len(open_shard(data_dir, s)) for s in meta["shards"])
     print(f"{data_dir}: tokenizer and {len(meta['shards'])} shards with {tokens:,} tokens "
           "are as meta.json says")
+
+
+def print_curriculum(cfg):
+    counts = read_meta(cfg.readability).get("readability")
+    if counts is None:
+        sys.exit(f"error: {cfg.readability}/meta.json has no counts of sentences and syllables, which are "
+                 "newer than it; prepare it again")
+    need(cfg, buckets=(1 <= cfg.buckets <= len(counts),
+                       f"1 to {len(counts)}, the number of {cfg.readability}'s sources"))
+    print(f"# The sources of {cfg.readability} from easy to hard (lib/readability.py).\n"
+          f"#   python prepare.py --readability={cfg.readability} --buckets={cfg.buckets}\n"
+          + curriculum(counts, cfg.buckets))
 
 
 # --- which text goes where ------------------------------------------------------------------------
@@ -428,13 +447,16 @@ def write_shards(cfg, folder, blocks, map_blocks, tokenizer):
     encoder.cache_clear()  # the file may be another than the last one of its name
     encode = partial(encode_block, tokenizer_file=tokenizer.file, bos=cfg.bos)
     shards, words, sources, dropped = [], defaultdict(Counter), defaultdict(dict), 0
-    for block, (tokens, n_words, n_dropped) in zip(blocks, map_blocks(encode, blocks, "encoding")):
+    readability = defaultdict(Counter)  # of the training split
+    for block, (tokens, n_words, counts, n_dropped) in zip(blocks, map_blocks(encode, blocks, "encoding")):
         split, source = block.split, block.source
         dropped += n_dropped
         words[split][source] += n_words
         if tokens:
             append_tokens(folder, shards, split, tokens)
             sources[split][source] = sum(s["tokens"] for s in shards if s["split"] == split)
+        if tokens and split == "train":
+            readability[source].update(counts)
     if not {"train", "val"} <= {s["split"] for s in shards}:
         sys.exit("error: nothing is left of the training or validation text after cleaning")
     for s in shards:
@@ -442,14 +464,14 @@ def write_shards(cfg, folder, blocks, map_blocks, tokenizer):
     if dropped:
         print(f"notice: {dropped:,} bytes have no token and were dropped: "
               "the tokenizer was trained without them")
-    no_matter = ("data_dir", "input_dir", "workers", "overwrite", "verify")  # to the tokens
+    no_matter = ("data_dir", "input_dir", "workers", "overwrite", "verify", "readability", "buckets")
     return dict(
         format_version=FORMAT_VERSION, vocab_size=tokenizer.vocab_size,
         tokenizer=os.path.basename(tokenizer.file), tokenizer_sha256=sha256(tokenizer.file),
         pad=tokenizer.pad, bos=tokenizer.bos, eos=tokenizer.eos,
-        options={k: v for k, v in asdict(cfg).items() if k not in no_matter},
+        options={k: v for k, v in asdict(cfg).items() if k not in no_matter},  # to the tokens
         cleaners={b.source: CLEANERS.get(b.source, unchanged).__name__ for b in blocks},
-        git_revision=git_revision(), words=words, shards=shards,
+        git_revision=git_revision(), words=words, readability=readability, shards=shards,
         sources=sources)  # split -> source -> the token its text ends before: a split is source after source
 
 
@@ -469,7 +491,8 @@ def append_tokens(folder, shards, split, tokens):
 
 
 def encode_block(block, tokenizer_file, bos):
-    """The block's tokens as little-endian uint16 bytes, its words after cleaning, and the bytes dropped."""
+    """The block's tokens as little-endian uint16 bytes, its words after cleaning, what readability needs of
+    a training block, and the bytes dropped."""
     tokenizer, encode, bos_token = encoder(tokenizer_file)
     before = tokenizer.dropped
     text, at_start = read_block(block)
@@ -485,7 +508,8 @@ def encode_block(block, tokenizer_file, bos):
         tokens = b"".join(bos_token + encode(part) if new else encode(part) for new, part in parts)
     except SystemExit as e:  # the tokenizer cannot, and says why
         sys.exit(f"{e} ({block.path}, bytes {block.start} to {block.end})")
-    return tokens, sum(len(part.split()) for _, part in parts), tokenizer.dropped - before
+    counts = count_text("".join(part for _, part in parts)) if block.split == "train" else None
+    return tokens, sum(len(part.split()) for _, part in parts), counts, tokenizer.dropped - before
 
 
 @cache

@@ -103,7 +103,9 @@ META = dict(  # what is read of meta.json -> is it what prepare.py writes?
     options=lambda v: isinstance(v, dict) and v.get("bos") in ("none", "document", "line"),
     shards=lambda v: isinstance(v, list) and v and all(map(is_shard, v)),
     words=is_counts,
-    sources=lambda v: v is None or is_counts(v))  # older folders have none
+    # older folders lack these
+    sources=lambda v: v is None or is_counts(v),
+    readability=lambda v: v is None or is_counts(v) and all(n.keys() == set("WSYKP") for n in v.values()))
 
 
 def data_sha256(meta):
