@@ -2,6 +2,8 @@
 # loss on hidden states, N = 32. What stands for a text, what an inner product is divided by and the
 # projections are our choice (lib/objectives.py). The paper's scores: BLiMP 68.5, supplement 59.3.
 #   python distill.py config/contrastive_llama.py      # one process: the 32 sequences must be on one rank
+#   python distill.py config/contrastive_llama.py --teachers=out/tinyminds_gpt2_705m,out/tinyminds_llama_360m
+# The second has teachers by the paper's own recipe (its Table 1), not Baby Llama's.
 # With kl_reduction = "sequence" KL has 512 times the weight per token, and the contrast next to none;
 # "token" gives it weight.
 out_dir = "out/contrastive_llama"

@@ -33,7 +33,8 @@ from train import TrainConfig, model_config
 COUNTS = {  # from the papers' dimensions, counted with another implementation
     "llama_16m": 16_584_960, "llama_58m": 58_343_936, "llama_95m": 95_371_008, "llama_360m": 359_973_888,
     "gpt2_705m": 704_928_768, "gpt2_97m": 97_540_608, "gpt2_10m": 10_480_128, "babyllama": 58_343_936,
-    "babyllama2": 345_355_200, "babyllama2_teacher": 345_355_200}
+    "babyllama2": 345_355_200, "babyllama2_teacher": 345_355_200, "tinyminds_gpt2_705m": 704_928_768,
+    "tinyminds_llama_360m": 359_973_888}
 
 CONFIGS = sorted(os.path.relpath(path, ROOT) for path in glob.glob(f"{ROOT}/config/**/*.py", recursive=True)
                  if not path.endswith("__init__.py"))
@@ -91,6 +92,18 @@ def test_twins_differ_by_distillation_only():
     plain, distilled = (configure(DistillConfig, [path]) for path in paths)
     changed = {k for k in vars(plain) if getattr(plain, k) != getattr(distilled, k)}
     assert changed == {"out_dir", "teachers", "kl_reduction"}
+
+
+@pytest.mark.parametrize("name,width,layers,heads,epochs,lr,dropout", [  # Teaching Tiny Minds, table 1
+    ("tinyminds_gpt2_18m", 320, 2, 4, 6, 7e-4, 0.0), ("tinyminds_gpt2_44m", 768, 2, 8, 6, 7e-4, 0.0),
+    ("gpt2_97m", 768, 12, 12, 6, 7e-4, 0.0), ("tinyminds_gpt2_705m", 1536, 24, 16, 4, 2.5e-4, 0.1),
+    ("tinyminds_llama_20m", 384, 2, 4, 4, 3e-4, 0.0), ("tinyminds_llama_60m", 768, 2, 8, 4, 3e-4, 0.0),
+    ("tinyminds_llama_360m", 1024, 24, 8, 4, 3e-4, 0.0)])
+def test_tiny_minds_recipes_are_its_table(name, width, layers, heads, epochs, lr, dropout):
+    cfg = configure(TrainConfig, [f"{ROOT}/config/{name}.py"])
+    assert (cfg.n_embd, cfg.n_layer, cfg.n_head) == (width, layers, heads)
+    assert (cfg.epochs, cfg.learning_rate, cfg.dropout) == (epochs, lr, dropout)
+    assert (cfg.batch_size, cfg.warmup_iters, cfg.seq_len) == (128, 300, 128)
 
 
 @pytest.fixture
