@@ -90,12 +90,17 @@ class Keeper:
         """True if another step is to come after `step`."""
         return step < self.data.total and not 0 < self.cfg.patience <= self.waited
 
+    def due(self, step):
+        """True if it is time to validate."""
+        interval, data = self.cfg.eval_interval, self.data
+        return step == data.total or (step % interval == 0 if interval else data.epoch(step) % 1 == 0)
+
     def after_step(self, step, sums, lr, grad_norm):
         """Log, validate, save or stop, where it is time: only there the host waits for the device."""
         cfg, data = self.cfg, self.data
         self.bar.update()
         end = step == data.total
-        validates = end or (step % cfg.eval_interval == 0 if cfg.eval_interval else data.epoch(step) % 1 == 0)
+        validates = self.due(step)
         mark = word_mark(cfg, data, step) if getattr(cfg, "keep_words", False) else ""
         asked, record = bool(self.signals), {}  # ranks agree on a signal where they meet anyway
         if validates or mark or step % cfg.log_interval == 0:

@@ -276,7 +276,7 @@ def test_what_holds_for_one_task_alone(teachers, tmp_path):
     assert finetune.task_config(cfg, "cola", "5").epochs == cfg.epochs
 
 
-@pytest.mark.parametrize("name", ["babyllama", "babyllama2", "lora"])
+@pytest.mark.parametrize("name", ["babyllama", "babyllama2", "lora", "reverse"])
 def test_the_papers_tables_are_settings(name):
     cfg = configurator.configure(FinetuneConfig, [f"{ROOT}/config/glue/{name}.py", "--ckpt=x"])
     for task in cfg.tasks:
@@ -285,6 +285,13 @@ def test_the_papers_tables_are_settings(name):
         wsc = finetune.task_config(cfg, "wsc", "12")
         assert (wsc.learning_rate, wsc.batch_size, wsc.epochs, wsc.weight_decay) == (2e-6, 1, 24, 0.4)
         assert (wsc.schedule, wsc.warmup_iters, wsc.patience) == ("cosine", 500, 0)
+        sst2 = finetune.task_config(cfg, "sst2", "12")  # transformers' constant schedule has no warm-up
+        assert (sst2.schedule, sst2.warmup_iters, sst2.dtype) == ("constant", 0, "bfloat16")
+    if name == "babyllama":
+        mismatched = finetune.task_config(cfg, "mnli-mm", "12")
+        assert (cfg.rules, mismatched.epochs, mismatched.patience) == ("2023", 6, 10)
+    if name == "reverse":
+        assert configurator.non_defaults(cfg, ignore=("ckpt", "tasks")) == dict(epochs=3)
 
 
 # --- mistakes and interruptions -------------------------------------------------------------------
@@ -356,7 +363,7 @@ def test_what_is_read_and_what_is_reported():
     assert read(finetune.TASKS, "multirc") == ["Question: Who? Answer: Me", "P"]
     assert read(finetune.TASKS, "wsc") == ['Does "he" refer to "A" in this passage?', "A ran, he fell"]
     assert read(finetune.LORA_FORMATS, "multirc") == ["P", "Who? Me"]
-    other = {task: metric for task, (_, _, metric) in finetune.TASKS.items() if metric != "accuracy"}
+    other = {task: metric for task, (_, _, metric) in finetune.GLUE.items() if metric != "accuracy"}
     assert other == {"cola": "mcc", "mrpc": "f1", "qqp": "f1"}
 
 
@@ -367,8 +374,8 @@ def test_the_table_is_a_mean_over_tasks(capsys):
                "mnli-mm": {"1": dict(accuracy=0.6), "2": dict(accuracy=0.6)}}
     finetune.table(results, FinetuneConfig(patience=1))
     out = capsys.readouterr().out
-    assert "| cola | mcc | 2 | 30.0 | 14.1 |" in out
-    assert "| mean of 3 tasks (the official score of 2024 has 11) | | | 46.7 | |" in out
+    assert "| cola | mcc | 2 | 30.0 | 14.1 | 90.0 |" in out  # the last is what Nair et al. report
+    assert "| mean of 3 tasks (the official score of 2024 has 11) | | | 46.7 | | 66.7 |" in out
     assert "\nby the rules of 2024 but for patience: 3 -> 1\n" in out
 
 

@@ -1,9 +1,10 @@
-"""Fine-tune on (Super)GLUE by the rules of the BabyLM pipelines of 2024, 2025 or 2026.
+"""Fine-tune on (Super)GLUE and MSGS by the rules of the BabyLM pipelines of 2023 to 2026.
 
     python -m tools.finetune --ckpt=out/babyllama --data=glue_filtered --rules=2026   # all as it is official
     python -m tools.finetune --ckpt=out/babyllama --data=glue_filtered --tasks=rte,wsc --seeds=12,13,14
     python -m tools.finetune config/glue/babyllama2.py --ckpt=out/babyllama2  # a paper's settings, by task
     python -m tools.finetune config/glue/lora.py --ckpt=out/a,out/b           # LoRA; averaged logits
+    python -m tools.finetune config/glue/msgs_babyllama.py --ckpt=out/babyllama --data=msgs_filtered
 
 A text is its tokens, a pair the tokens of both one after the other, without a separator; since 2025 <s>
 comes before each where training had it. Pairs longer than max_length lose tokens at the end of the longer
@@ -11,12 +12,18 @@ text. A head reads the final hidden state of the last token (2025: of the first)
 the validation set that the scores are also on, counts: official, and optimistic. What results.json in out_dir
 has is not done again; it must be of the same settings, weights and texts.
 
-The defaults below are those of 2024. --rules=2025 and 2026 have others, SINCE_2025 in the code. Config files
-and flags win over both, and what they change is named where the scores are printed.
+MSGS asks what a model generalises by. While it is trained, a linguistic and a surface feature of a sentence
+agree; in the rows of `condition` "test" they do not, and the label is the linguistic one. Only these rows are
+reported, as Matthews' correlation times 100: +100 goes by the linguistic feature, -100 by the surface one.
+The best epoch is chosen on all rows. Controls have one feature alone, and are to be near +100.
+
+The defaults below are those of 2024. Other --rules have others, RULES in the code. Config files and flags win
+over both, and what they change is named where the scores are printed.
 
 Shapes: B texts, T tokens of the longest, C width, K labels.
 """
 import glob
+import json
 import math
 import os
 import re
@@ -40,7 +47,7 @@ from lib.checkpoints import (
     weights_sha256,
 )
 from lib.configurator import check_seeds, checked, launch, need, non_defaults, parsed
-from lib.files import check_writable, lock, parse_json, read_json, regular, sha256, write_json
+from lib.files import check_writable, lock, parse_json, read_json, regular, sha256, write_json, write_lines
 from lib.machine import start_machine
 from lib.runs import Keeper, differences
 from lib.scoring import added_bos
@@ -50,10 +57,12 @@ from train import LoopConfig, Trainee, check_loop_config, train
 
 @dataclass
 class FinetuneConfig(LoopConfig):
-    rules: Literal["2024", "2025", "2026"] = "2024"  # whose head, tokens, batches, choice of the best epoch
+    rules: Literal["2023", "2024", "2025", "2026"] = "2024" # whose head, tokens, batches, choice of the best
     ckpt: tuple[str, ...] = ()     # run or checkpoint folder; several: trained as one, of averaged logits
     data: str = "glue_filtered"    # folder of <task>.train.jsonl and <task>.valid.jsonl, or one for each task
-    tasks: tuple[str, ...] = ()    # cola sst2 mrpc qqp mnli (mnli-mm with it) qnli rte boolq multirc wsc
+    #                                the names of 2023 and of MSGS itself, too (`places` in the code)
+    tasks: tuple[str, ...] = ()    # cola sst2 mrpc qqp mnli (mnli-mm with it; 2023: alone) qnli rte boolq
+    #                                multirc wsc; MSGS's, such as main_verb_control
     per_task: tuple[str, ...] = () # "rte --epochs=3 --batch_size=2": what holds for one task alone
     seeds: tuple[str, ...] = ("12",)
     out_dir: str = "out/glue"
@@ -68,7 +77,7 @@ class FinetuneConfig(LoopConfig):
     decay_all: bool = False        # weight_decay on biases and norms too
     formats: Literal["full", "lora"] = "full"  # how multirc and wsc read: the pipeline's two scripts differ
     select: Literal["score", "loss"] = "score" # the best epoch: score by the rules, or validation loss
-    predictions: str = ""          # also add the first seed's to this .json.gz (the 2024 challenge's form)
+    predictions: str = ""          # also add the first seed's to this .json.gz of 2024, or .json of 2023
     keep_model: bool = False       # also write the fine-tuned weights
     # the pipeline's defaults
     learning_rate: float = 5e-5
@@ -89,7 +98,7 @@ class FinetuneConfig(LoopConfig):
 
 
 # task: (first text, second text, metric that is reported), texts as templates over a line's fields
-TASKS = {
+GLUE = {
     "cola": ("{sentence}", "", "mcc"),
     "sst2": ("{sentence}", "", "accuracy"),
     "mrpc": ("{sentence1}", "{sentence2}", "f1"),
@@ -102,6 +111,13 @@ TASKS = {
     "multirc": ("Question: {question} Answer: {answer}", "{paragraph}", "accuracy"),
     "wsc": ('Does "{span2_text}" refer to "{span1_text}" in this passage?', "{text}", "accuracy"),
 }
+MSGS = dict.fromkeys((
+    "control_raising_lexical_content_the", "control_raising_relative_token_position",
+    "main_verb_lexical_content_the", "main_verb_relative_token_position",
+    "syntactic_category_lexical_content_the", "syntactic_category_relative_position",
+    "control_raising_control", "lexical_content_the_control", "main_verb_control",
+    "relative_position_control", "syntactic_category_control"), ("{sentence}", "", "mcc"))
+TASKS = GLUE | MSGS
 LORA_FORMATS = {
     "multirc": ("{paragraph}", "{question} {answer}", "accuracy"),
     "wsc": ("{text}", 'Does "{span2_text}" refer to "{span1_text}"?', "accuracy"),
@@ -122,14 +138,20 @@ class Rules(NamedTuple):
     padding: str     # "left": GPT-2's positions count the padding before a text
     last_batch: str  # of an epoch, where it is not whole: "kept" or "dropped"
     best_by: str     # "f1" of two labels, accuracy of three; or the score that is "reported"
+    last_step: str   # "validated", or not ("skipped") where it is no multiple of eval_interval
+    mismatched: str  # mnli-mm: "trained" for itself, "scored" with mnli's model, or "left out"
     tasks: tuple     # whose mean is the score
     settings: dict   # that are not the defaults
 
 
 RULES = {
-    "2024": Rules("linear", "last", "right", "kept", "f1", tuple(TASKS), {}),
-    "2025": Rules("mlp", "first", "right", "dropped", "reported", SINCE_2025["tasks"], SINCE_2025),
-    "2026": Rules("mlp", "last", "left", "dropped", "reported", SINCE_2025["tasks"], SINCE_2025),
+    "2023": Rules("linear", "last", "right", "kept", "f1", "skipped", "trained", tuple(GLUE),
+                  dict(eval_interval=200, patience=10)),
+    "2024": Rules("linear", "last", "right", "kept", "f1", "validated", "scored", tuple(GLUE), {}),
+    "2025": Rules("mlp", "first", "right", "dropped", "reported", "validated", "left out",
+                  SINCE_2025["tasks"], SINCE_2025),
+    "2026": Rules("mlp", "last", "left", "dropped", "reported", "validated", "left out",
+                  SINCE_2025["tasks"], SINCE_2025),
 }
 
 
@@ -143,7 +165,7 @@ def main(cfg):
     with_first_seed = plan[::len(cfg.seeds)]
     look_ahead(cfg, with_first_seed, tokenizer, shapes)
     if cfg.predictions:
-        read_predictions(cfg.predictions)
+        (read_lines if cfg.rules == "2023" else read_predictions)(cfg.predictions)
     os.makedirs(cfg.out_dir, exist_ok=True)
     lock(cfg.out_dir)
     path = os.path.join(cfg.out_dir, "results.json")
@@ -162,7 +184,10 @@ def main(cfg):
     if cfg.predictions:
         for task, task_cfg in with_first_seed:
             predicted = read_json(os.path.join(task_cfg.out_dir, "predictions.json"))
-            add_predictions(cfg.predictions, {"glue": predicted})
+            if cfg.rules == "2023":
+                add_lines(cfg.predictions, predicted)
+            else:
+                add_predictions(cfg.predictions, {"msgs" if task in MSGS else "glue": predicted})
     seeds = {str(task_cfg.seed) for _, task_cfg in plan}
     table({name: {seed: row for seed, row in results.get(name, {}).items() if seed in seeds}
            for task in cfg.tasks for name in scored_on(cfg, task)}, cfg)
@@ -174,17 +199,20 @@ def check(cfg):
     if not cfg.ckpt or not cfg.tasks:
         sys.exit("error: say which model learns what: --ckpt=out/run --tasks=rte,wsc")
     rules = RULES[cfg.rules]
-    known = [task for task in rules.tasks if task != "mnli-mm"]
+    known = [task for task in rules.tasks if task != "mnli-mm" or rules.mismatched == "trained"]
     for task in cfg.tasks:
-        if task not in known:
+        if task not in known and task not in MSGS:
             sys.exit(f"error: tasks: no task '{task}' in {cfg.rules}; there are {', '.join(known)}"
-                     + " (mnli brings mnli-mm)" * ("mnli-mm" in rules.tasks))
+                     + " (mnli brings mnli-mm)" * (rules.mismatched == "scored")
+                     + f", and MSGS's {', '.join(MSGS)}")
     check_seeds(cfg.seeds)
     need(cfg,
          seeds=(cfg.seeds, "one or more"),
-         max_length=(cfg.max_length > (0 if cfg.rules == "2024" else 2), "at least 1 (since 2025: 3)"),
-         bos=(cfg.bos == "auto" or cfg.rules != "2024", "auto by the rules of 2024, which have no <s>"),
-         predictions=(not cfg.predictions or cfg.rules == "2024",
+         formats=(cfg.formats == "full" or not MSGS.keys() & set(cfg.tasks),
+                  "full for MSGS, which the LoRA script does not know"),
+         max_length=(cfg.max_length > (0 if cfg.rules < "2025" else 2), "at least 1 (since 2025: 3)"),
+         bos=(cfg.bos == "auto" or cfg.rules >= "2025", f"auto: those of {cfg.rules} have no <s>"),
+         predictions=(not cfg.predictions or cfg.rules < "2025",
                       f"left out by the rules of {cfg.rules}: out_dir has a predictions.json of each task"),
          keep_model=(not cfg.keep_model or rules.head == "linear",
                      f"False by the rules of {cfg.rules}: no checkpoint has their head"),
@@ -199,7 +227,7 @@ def check(cfg):
 
 def with_bos_decided(cfg, tokenizer):
     """cfg with yes or no for auto: whether <s> stood before the lines or documents trained on."""
-    if cfg.rules == "2024":
+    if cfg.rules < "2025":
         return cfg
     described = [read_checkpoint_config(find_checkpoint(path)) for path in cfg.ckpt]
     tokens = {added_bos(d, tokenizer, cfg.bos) for d in described}
@@ -214,7 +242,7 @@ def look_ahead(cfg, plan, tokenizer, shapes):
     for task, task_cfg in plan:
         check(task_cfg)
         block_size = min(shape.block_size for shape in shapes)
-        fits = cfg.rules != "2024" or task_cfg.max_length <= block_size
+        fits = cfg.rules >= "2025" or task_cfg.max_length <= block_size
         need(task_cfg, max_length=(fits, f"at most the model's block_size={block_size}"))
         texts, labels = read_examples(task_cfg, task, "train", tokenizer)
         check_count(task_cfg, task, len(texts))
@@ -231,7 +259,7 @@ def check_count(cfg, task, n):
     """Of a task's n texts to train on."""
     if RULES[cfg.rules].last_batch == "dropped":
         need(cfg, batch_size=(cfg.batch_size <= n, f"at most {task}'s {n} texts: only whole batches count"))
-    if cfg.rules != "2024" and n != TRAIN_TEXTS.get(task, n):
+    if cfg.rules >= "2025" and n != TRAIN_TEXTS.get(task, n):
         print(f"notice: {task} has {n:,} texts to train on; those of the rules of {cfg.rules} are "
               f"{TRAIN_TEXTS[task]:,}")
 
@@ -259,7 +287,8 @@ def task_config(cfg, task, seed):
     for line in cfg.per_task:
         name, *flags = line.split() or [""]
         well_formed = all(flag.startswith("--") and "=" in flag for flag in flags)
-        if name not in TASKS or name == "mnli-mm" or not well_formed:
+        not_trained = name == "mnli-mm" and RULES[cfg.rules].mismatched != "trained"
+        if name not in TASKS or not_trained or not well_formed:
             sys.exit(f"error: per_task: '{line}' is not 'task --key=value ...'")
         for key, _, text in (flag[2:].partition("=") for flag in flags if name == task):
             several = key == "seed" and len(cfg.seeds) > 1
@@ -274,7 +303,7 @@ def task_config(cfg, task, seed):
 
 def scored_on(cfg, task):
     """The tasks that a task's model is scored on."""
-    mismatched = task == "mnli" and "mnli-mm" in RULES[cfg.rules].tasks
+    mismatched = task == "mnli" and RULES[cfg.rules].mismatched == "scored"
     return [task, "mnli-mm"] if mismatched and find_files(cfg, "mnli-mm", "valid") else [task]
 
 
@@ -295,7 +324,7 @@ def read_results(path):
     try:
         for task, rows in results.items():
             for row in rows.values():
-                float(row[TASKS[task][2]])
+                float(row[TASKS[task][2]]), float(row["accuracy"])
                 if "identity_sha256" not in row:
                     row["settings"].keys(), row["inputs_sha256"]["weights"], row["inputs_sha256"]["texts"]
     except (KeyError, TypeError, AttributeError, ValueError):
@@ -352,7 +381,7 @@ def finetune(cfg, task, tokenizer):
     scores, predicted = {task: keeper.best_scores}, {task: listed(task, keeper.best_predictions, labels)}
     if "mnli-mm" in scored_on(cfg, task):
         mismatched, _ = read_examples(cfg, "mnli-mm", "valid", tokenizer, labels)
-        scores["mnli-mm"], found = validation(ensemble, mismatched, machine)
+        scores["mnli-mm"], _, found = validation(ensemble, mismatched, machine)
         predicted["mnli-mm"] = listed("mnli-mm", found, labels)
     if cfg.keep_model:
         save_members(cfg, task, ensemble, labels, scores)
@@ -362,7 +391,7 @@ def finetune(cfg, task, tokenizer):
 def with_shares(cfg, total):
     """cfg with its shares of all steps and of the rate as numbers."""
     if cfg.warmup_share:
-        whole = math.ceil if cfg.rules == "2024" else int
+        whole = math.ceil if cfg.rules < "2025" else int
         cfg = replace(cfg, warmup_iters=whole(cfg.warmup_share * total))
     if cfg.min_lr_share:
         cfg = replace(cfg, min_lr=cfg.min_lr_share * cfg.learning_rate)
@@ -393,17 +422,28 @@ class TaskKeeper(Keeper):
               f"{self.n_labels} labels; {self.data.total:,} steps of {self.cfg.batch_size} at most",
               flush=True)
 
+    def due(self, step):
+        interval = self.cfg.eval_interval
+        if interval and RULES[self.cfg.rules].last_step == "skipped":
+            return step % interval == 0
+        return super().due(step)
+
     def validate(self):
         ensemble = self.trainee.student.eval()
-        scores, predicted = validation(ensemble, self.valid, self.machine)
+        scores, of_all_rows, predicted = validation(ensemble, self.valid, self.machine)
         ensemble.train()
-        value = 1 - scores[self.best_by]
+        value = 1 - of_all_rows[self.best_by]
         if self.cfg.select == "loss":
             value = scores["val_ce"]
         if value < self.best:
             self.best_scores, self.best_predictions = scores, predicted
             self.best_weights = {k: v.detach().cpu().clone() for k, v in ensemble.state_dict().items()}
         return value, dict(val_loss=value, **scores)
+
+    def finish(self, step):
+        if not self.best_step:  # no step was due: the last weights count
+            self.judged(step)
+        super().finish(step)
 
     def save(self, step, val_ce):
         """Nothing: a task takes minutes, and is begun again."""
@@ -414,7 +454,7 @@ class TaskKeeper(Keeper):
 
 @torch.no_grad()
 def validation(ensemble, texts, machine):
-    """Scores on the texts, and the label predicted for each."""
+    """Scores on the rows that are reported, on all rows, and the label predicted for each."""
     z, y = [], []
     for i in range(0, len(texts), 64):
         batch = to_batch(texts[i:i + 64], machine.device)
@@ -422,9 +462,12 @@ def validation(ensemble, texts, machine):
             z.append(ensemble(batch).cpu())
         y.append(batch.y.cpu())
     z, y = torch.cat(z), torch.cat(y)
-    predicted = z.argmax(-1)
-    scores = dict(val_ce=F.cross_entropy(z, y).item(), **metrics(predicted.numpy(), y.numpy(), z.shape[1]))
-    return scores, predicted.tolist()
+    predicted, n_labels = z.argmax(-1).numpy(), z.shape[1]
+    of_all_rows = of_reported = metrics(predicted, y.numpy(), n_labels)
+    reported = np.array([text.reported for text in texts])
+    if not reported.all():
+        of_reported = metrics(predicted[reported], y.numpy()[reported], n_labels)
+    return dict(val_ce=F.cross_entropy(z, y).item(), **of_reported), of_all_rows, predicted.tolist()
 
 
 def metrics(predicted, y, n_labels):
@@ -556,7 +599,8 @@ def add_lora(model, cfg):
 
 class Example(NamedTuple):
     ids: list
-    label: int  # place among the labels
+    label: int             # place among the labels
+    reported: bool = True  # counts for the score; MSGS: where the two features disagree
 
 
 class ExampleBatch(NamedTuple):
@@ -605,43 +649,60 @@ def to_batch(examples, device):
 
 
 def find_files(cfg, task, split):
-    """<task>.<split>.jsonl in the data folder or in its subfolder, or the parts <task>.<split>.*.jsonl."""
-    found = [files for folder in (cfg.data, os.path.join(cfg.data, task)) for ending in (".jsonl", ".*.jsonl")
-             if (files := sorted(glob.glob(os.path.join(glob.escape(folder), f"{task}.{split}{ending}"))))]
+    """A task's texts: a file in one of its places, or several parts."""
+    found = [files for place in places(task, split)
+             if (files := sorted(glob.glob(os.path.join(glob.escape(cfg.data), place))))]
     if len(found) > 1:
         sys.exit(f"error: {task}'s {split} texts are in two places, {found[0][0]} and {found[1][0]}; "
                  "leave one")
     return found[0] if found else []
 
 
+def places(task, split):
+    """Where texts may be in the data folder: <task>.<split>.jsonl or parts of it, since 2024; the names of
+    2023; each also in the task's subfolder, and there what MSGS was published as. mnli-mm learns mnli's."""
+    validation_2023 = {"mnli": "mnli.validation_matched.json", "mnli-mm": "mnli.validation_mismatched.json"}
+    if split == "train":
+        task = task.removesuffix("-mm")
+        name_2023, name_published = f"{task}.train.json", "train.jsonl"
+    else:
+        name_2023, name_published = validation_2023.get(task, f"{task}.validation.json"), "test.jsonl"
+    names = [f"{task}.{split}.jsonl", f"{task}.{split}.*.jsonl", name_2023]
+    published = [f"{task}/{name_published}"] if task in MSGS else []
+    return names + [f"{task}/{name}" for name in names] + published
+
+
 def read_examples(cfg, task, split, tokenizer, labels=None):
     """A task's texts as tokens, and its labels (those of the training texts, sorted)."""
     files = find_files(cfg, task, split)
     if not files:
-        sys.exit(f"error: no {task}.{split}.jsonl in '{cfg.data}' or '{os.path.join(cfg.data, task)}'")
+        sys.exit(f"error: no {task}.{split}.jsonl in '{cfg.data}', nor another of "
+                 + ", ".join(places(task, split)))
     first, second, _ = (LORA_FORMATS if cfg.formats == "lora" else {}).get(task, TASKS[task])
     bos = [tokenizer.bos] if cfg.bos == "yes" else []
     rows = [row for file in files for row in read_rows(file, (first, second), tokenizer, cfg.max_length, bos)]
     if RULES[cfg.rules].reads == "first":  # which does not see the others
-        rows = [(ids[:1], label) for ids, label in rows]
+        rows = [(ids[:1], *rest) for ids, *rest in rows]
     if not rows:
         sys.exit(f"error: {files[0]} is empty")
+    if split == "valid" and not any(reported for _, _, reported in rows):
+        sys.exit(f"error: {files[0]}: no row has the condition 'test', of which the score is")
     try:
-        labels = sorted({label for _, label in rows}) if labels is None else labels
+        labels = sorted({label for _, label, _ in rows}) if labels is None else labels
     except TypeError:
         sys.exit(f"error: {files[0]}: labels of several types")
-    unknown = [label for _, label in rows if label not in labels]
+    unknown = [label for _, label, _ in rows if label not in labels]
     if unknown:
         sys.exit(f"error: {files[0]}: label {unknown[0]!r} is not one of the training texts' {labels}")
     most = 3 if task.startswith("mnli") else 2  # neutral, beside true and false
     if not 2 <= len(labels) <= most:
         some = ", ".join(map(str, labels[:5]))
         sys.exit(f"error: {files[0]}: {len(labels)} labels ({some}), {task} has {most}")
-    return [Example(ids, labels.index(label)) for ids, label in rows], labels
+    return [Example(ids, labels.index(label), reported) for ids, label, reported in rows], labels
 
 
 def read_rows(file, templates, tokenizer, max_length, bos):
-    """(tokens, label) of each line."""
+    """(tokens, label, whether it is reported) of each line."""
     rows, fields = [], re.findall(r"{(\w+)}", "".join(templates))
     with open(regular(file), "rb") as f:
         for n, line in enumerate(f):
@@ -650,15 +711,26 @@ def read_rows(file, templates, tokenizer, max_length, bos):
                 for name in fields:
                     if not isinstance(row[name], str):
                         raise TypeError(f"{name} is {row[name]!r}")
-                if not isinstance(row["label"], (int, str)):
-                    raise TypeError(f"label is {row['label']!r}")
+                label = label_of(row)
+                if not isinstance(label, (int, str)):
+                    raise TypeError(f"label is {label!r}")
                 a, b = (tokenizer.encode(template.format(**row)) for template in templates)
-                rows.append((truncated(a, b, max_length, bos) or [tokenizer.pad or 0], row["label"]))
+                ids = truncated(a, b, max_length, bos) or [tokenizer.pad or 0]
+                rows.append((ids, label, row.get("condition", "test") == "test"))
             except KeyError as e:
                 sys.exit(f"error: {file}, line {n + 1}: no field {e}")
             except (ValueError, TypeError, RuntimeError) as e:
                 sys.exit(f"error: {file}, line {n + 1}: not a text with a label in JSON ({e})")
     return rows
+
+
+def label_of(row):
+    """MSGS as it was published has a label for each feature: the linguistic one counts, and where there is
+    none (the controls of surface features) the surface one."""
+    if "label" in row or "linguistic_feature_label" not in row:
+        return row["label"]
+    linguistic = row["linguistic_feature_label"]
+    return row["surface_feature_label"] if linguistic is None else linguistic
 
 
 def truncated(a, b, length, bos=()):
@@ -677,6 +749,27 @@ def listed(task, predicted, labels):
     return {"predictions": [{"id": f"{task}_{i}", "pred": labels[p]} for i, p in enumerate(predicted)]}
 
 
+def read_lines(path):
+    """task -> line of the file at `path`, JSON lines as the 2023 challenge had them; {} if there is none."""
+    check_writable(path)
+    if not os.path.exists(path):
+        return {}
+    try:
+        with open(path, "rb") as f:
+            return {line["sub_task"]: line for line in map(parse_json, f)}
+    except (ValueError, TypeError, KeyError) as e:
+        sys.exit(f"error: {path} is no JSON lines of predictions to add to: {e}")
+
+
+def add_lines(path, predicted):
+    """Put task -> predictions there, labels as text, beside what else it has."""
+    there = read_lines(path)
+    for task, found in predicted.items():
+        rows = [dict(row, pred=str(row["pred"])) for row in found["predictions"]]
+        there[task] = dict(task="msgs" if task in MSGS else "glue", sub_task=task, predictions=rows)
+    write_lines(path, [json.dumps(line) + "\n" for line in there.values()])
+
+
 def departures(cfg):
     """What is not as the rules have it, in words; '' = nothing."""
     official = type(cfg).from_given(rules=cfg.rules)
@@ -687,20 +780,44 @@ def departures(cfg):
 
 
 def table(results, cfg):
-    """A row a task: mean and standard deviation over seeds of what is reported."""
+    """A row a task: mean and standard deviation over seeds of what is reported. MSGS is in no mean."""
     changed = departures(cfg)
     print(f"\nby the rules of {cfg.rules}" + f" but for {changed}" * bool(changed))
-    print("\n| task | metric | seeds | mean, % | standard deviation |\n|---|---|---:|---:|---:|")
-    means = []
-    for task in (t for t in TASKS if results.get(t)):
-        metric = TASKS[task][2]
-        scores = [100 * row[metric] for row in results[task].values()]
-        deviation = f"{statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
-        means.append(statistics.mean(scores))
-        print(f"| {task} | {metric} | {len(scores)} | {means[-1]:.1f} | {deviation} |")
-    mean = statistics.mean(means)
+    glue, msgs = ({task: results[task] for task in tasks if results.get(task)} for tasks in (GLUE, MSGS))
+    if glue:
+        glue_table(glue, cfg)
+    if msgs:
+        msgs_table(msgs)
+
+
+def glue_table(results, cfg):
+    print("\n| task | metric | seeds | mean, % | standard deviation | accuracy, % |"
+          "\n|---|---|---:|---:|---:|---:|")
+    means, accuracies = [], []
+    for task, rows in results.items():
+        metric = GLUE[task][2]
+        mean, deviation = over_seeds(rows, metric)
+        accuracy, _ = over_seeds(rows, "accuracy")
+        print(f"| {task} | {metric} | {len(rows)} | {mean:.1f} | {deviation} | {accuracy:.1f} |")
+        means.append(mean)
+        accuracies.append(accuracy)
     n = len(RULES[cfg.rules].tasks)
-    print(f"| mean of {len(means)} tasks (the official score of {cfg.rules} has {n}) | | | {mean:.1f} | |")
+    print(f"| mean of {len(means)} tasks (the official score of {cfg.rules} has {n}) | | | "
+          f"{statistics.mean(means):.1f} | | {statistics.mean(accuracies):.1f} |")
+
+
+def msgs_table(results):
+    print("\n| MSGS | seeds | MCC x 100 | standard deviation |\n|---|---:|---:|---:|")
+    for task, rows in results.items():
+        mean, deviation = over_seeds(rows, "mcc")
+        print(f"| {task} | {len(rows)} | {mean:.1f} | {deviation} |")
+    print("+100: goes by the linguistic feature, -100: by the surface one; a control near 100: knows its one")
+
+
+def over_seeds(rows, metric):
+    """The mean of a metric in %, and the standard deviation in words: none of one seed."""
+    scores = [100 * row[metric] for row in rows.values()]
+    return statistics.mean(scores), f"{statistics.stdev(scores):.1f}" if len(scores) > 1 else ""
 
 
 if __name__ == "__main__":
