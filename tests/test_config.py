@@ -24,6 +24,7 @@ from prepare import PrepareConfig
 from sample import SampleConfig
 from tools import study
 from tools.bench import BenchConfig
+from tools.compare import CompareConfig
 from tools.finetune import FinetuneConfig
 from tools.plot import PlotConfig
 from tools.study import StudyConfig
@@ -163,7 +164,8 @@ def commands(text):
 
 ALL_COMMANDS = [(path, words) for path in CONFIGS for words in commands(TEXTS[path])]
 SCRIPTS = {"train.py": TrainConfig, "distill.py": DistillConfig, "prepare.py": PrepareConfig,
-           "tools.study": StudyConfig, "tools.finetune": FinetuneConfig, "tools.plot": PlotConfig}
+           "tools.study": StudyConfig, "tools.finetune": FinetuneConfig, "tools.plot": PlotConfig,
+           "tools.compare": CompareConfig}
 
 
 @pytest.mark.parametrize("path,words", ALL_COMMANDS, ids=[" ".join(words) for _, words in ALL_COMMANDS])
@@ -175,7 +177,7 @@ def test_the_headers_commands_run_as_written(path, words, as_if_all_were_there):
     script, *args = words[1:] if tool else words
     assert launcher in ("python", "torchrun")
     assert os.path.isfile(script.replace(".", "/") + ".py" if tool else script)
-    cfg = configure(SCRIPTS[script], args)
+    cfg = configure(SCRIPTS[script], [arg for arg in args if script != "tools.compare" or arg[0] == "-"])
     if script in ("train.py", "distill.py"):
         fits_the_machine(cfg, ranks)
     if script == "tools.study":
@@ -373,7 +375,7 @@ def python(*args):
     return subprocess.run([sys.executable, *args], cwd=ROOT, capture_output=True, text=True)
 
 
-TOOLS = ["-m tools." + name for name in "demo study sweep finetune plot bench surprisal".split()]
+TOOLS = ["-m tools." + name for name in "demo study sweep finetune plot compare bench surprisal".split()]
 
 
 @pytest.mark.parametrize("script", thorough([TOOLS[0], "distill.py", "train.py", "model.py", "prepare.py",

@@ -4,43 +4,76 @@
     python -m tools.compare out/babyllama out/glue                # and what tools.finetune wrote in out/glue
     python -m tools.compare out/babyllama out/llama_58m           # both scored by eval_blimp.py before
     python -m tools.compare out/a@1+out/a@2 out/b@1+out/b@2       # two recipes of two seeds each
+    python -m tools.compare out/a+out/a_glue out/b+out/b_glue     # and fine-tuned: BabyLlama-2, table 3
+    python -m tools.compare out/a out/b out/c --widest=15         # Nair et al., table 5
 
 A column is a run (or a JSON file that eval_blimp.py wrote), or several seeds of one recipe joined by `+`,
 shown as mean ± standard deviation over seeds; of what eval_blimp.py scored by the same rules. The first
 column is compared with each other one over the same items: a 95% interval of the difference, from a paired
 bootstrap over items (within each task, as the mean is over tasks), and Wilcoxon's signed-rank test over tasks
 (as in Teaching Tiny Minds). Both speak of items and tasks; how a recipe varies from seed to seed, only
-several seeds show.
+several seeds show. A column's folders of fine-tuning results (out_dir of tools.finetune) are joined to its
+runs by `+` too, or stand alone: a table more, of which the tasks alone are compared.
 """
 import os
 import re
 import sys
+from dataclasses import dataclass
 
 import numpy as np
 
-from lib.configurator import launch
+from lib.configurator import configure, launch, need
 from lib.files import read_json
 
 RESAMPLES = 10_000
 FILES = {rules: f"blimp_{rules}.json" for rules in ("2023", "2024", "2025", "2026")}
 FILES["2024"] = "blimp.json"  # as eval_blimp.py names them
+# of MSGS' tasks, as Baby Llama's figure 4 names them
+FEATURES = dict(control_raising="CR", main_verb="MV", syntactic_category="SC", lexical_content_the="LC",
+                relative_token_position="RTP", relative_position="RP")
 
 
-def main(columns):
-    """columns: strings "A" or "A+B+...", each part a run folder or a result file; or a run and folders of
-    fine-tuning results."""
-    if "--help" in columns or "-h" in columns:
-        print(__doc__)
-        return
-    if not columns or any(column.startswith("-") for column in columns):
-        sys.exit("error: name scored runs, without flags: python -m tools.compare out/babyllama "
-                 "out/llama_58m (--help tells more)")
-    finetuned = [column for column in columns if os.path.isfile(os.path.join(column, "results.json"))]
-    if len(columns) - len(finetuned) < 2 and "+" not in columns[0]:
-        print_everything([column for column in columns if column not in finetuned], finetuned)
-        return
+@dataclass
+class CompareConfig:
+    widest: int = 0              # in the place of phenomena, so many tasks: where the columns differ most
+    tasks: tuple[str, ...] = ()  # of fine-tuning, as mrpc,rte,wsc; () = all that each column has
+
+
+def main(args):
+    cfg = configure(CompareConfig, [arg for arg in args if arg.startswith("-")])
+    columns = [arg for arg in args if not arg.startswith("-")]
+    if not columns:
+        sys.exit("error: name scored runs: python -m tools.compare out/babyllama out/llama_58m (--help tells "
+                 "more)")
     paths = [column.split("+") for column in columns]
-    results = [[read_results(path) for path in column] for column in paths]
+    alone = [column for column in columns if not is_finetuned(column)]
+    if (len(columns) == 1 or len(alone) == 1) and max(map(len, paths)) == 1 and cfg == CompareConfig():
+        print_everything(alone, list(filter(is_finetuned, columns)))
+        return
+    runs = [[path for path in column if not is_finetuned(path)] for column in paths]
+    need(cfg, widest=(not cfg.widest or all(runs) and len(runs) > 1, "0 unless scored runs are compared"))
+    labels = list(map(label, paths))
+    folders = compare_runs(cfg, labels, runs) if all(runs) else {}
+    if runs != paths:
+        compare_finetuned(cfg, labels, paths, folders)
+
+
+def is_finetuned(path):
+    """Whether it is an out_dir of tools.finetune."""
+    return os.path.isfile(os.path.join(path, "results.json"))
+
+
+def label(paths):
+    runs = [path for path in paths if not is_finetuned(path)] or paths
+    name = os.path.basename(os.path.normpath(runs[0]))
+    return f"{name} and {len(runs) - 1} more" if len(runs) > 1 else name
+
+
+# --- pairs ----------------------------------------------------------------------------------------
+
+def compare_runs(cfg, labels, paths):
+    """A table a data folder. Returns rules -> folder -> the columns' accuracies in %."""
+    results, means = [[read_results(path) for path in column] for column in paths], {}
     every = sum(results, [])
     shared = [(rules, name) for rules in FILES if all(rules in result for result in every)
               for name in every[0][rules]["folders"]
@@ -49,13 +82,11 @@ def main(columns):
         sys.exit("error: the runs to compare were not scored on the same data folders by the same rules")
     for rules, name in shared:
         check_same_pairs(name, [result[rules] for result in every], sum(paths, []))
-        print_folder(name, rules, list(map(label, paths)),
-                     [[result[rules]["folders"][name] for result in column] for column in results])
-
-
-def label(paths):
-    name = os.path.basename(os.path.normpath(paths[0]))
-    return f"{name} and {len(paths) - 1} more" if len(paths) > 1 else name
+        columns = [[result[rules]["folders"][name] for result in column] for column in results]
+        print_folder(cfg, name, rules, labels, columns)
+        accuracies = [100 * np.mean([scores["accuracy"] for scores in column]) for column in columns]
+        means.setdefault(rules, {})[name] = accuracies
+    return means
 
 
 def read_results(path):
@@ -98,17 +129,20 @@ def check_same_pairs(name, results, paths):
             sys.exit(f"error: {path} was scored on other pairs of {name} than {paths[0]}")
 
 
-def print_folder(name, rules, labels, columns):
+def print_folder(cfg, name, rules, labels, columns):
     """columns: per label its runs' scores on folder `name`."""
     example = columns[0][0]
-    kind = "phenomena" if example["phenomena"] else "tasks"
+    kind = "phenomena" if example["phenomena"] and not cfg.widest else "tasks"
+    terms = list(example[kind])
+    if cfg.widest:
+        terms = widest([{term: np.mean([scores["tasks"][term]["accuracy"] for scores in column])
+                         for term in terms} for column in columns], cfg.widest)
 
     def print_row(title, accuracy_of):
-        cells = [spread([100 * accuracy_of(scores) for scores in column], 2) for column in columns]
-        print(f"| {title} | " + " | ".join(cells) + " |")
-    print(f"\n| {name} by the rules of {rules}, % | " + " | ".join(labels) + " |")
-    print("|---|" + "---:|" * len(labels))
-    for term in example[kind]:
+        percent = [[100 * accuracy_of(scores) for scores in column] for column in columns]
+        print_cells(title, [spread(values, 2) for values in percent])
+    print_header(f"{name} by the rules of {rules}", labels)
+    for term in terms:
         print_row(term, lambda scores: scores[kind][term]["accuracy"])
     print_row(f"**mean of {len(example['tasks'])} tasks**", lambda scores: scores["accuracy"])
     if "rho" in example:
@@ -121,6 +155,21 @@ def print_folder(name, rules, labels, columns):
         low, high = 100 * paired_bootstrap(first, other)
         print(f"{labels[0]} - {title}: {100 * np.mean(differences):+.2f} points, 95% interval {low:+.2f} to "
               f"{high:+.2f} over items; Wilcoxon over {len(first)} tasks p = {wilcoxon(differences):.2g}")
+
+
+def print_header(title, labels):
+    print()
+    print_cells(f"{title}, %", labels)
+    print("|---|" + "---:|" * len(labels))
+
+
+def print_cells(title, cells):
+    print(f"| {title} | " + " | ".join(cells) + " |")
+
+
+def widest(columns, n):
+    """The n tasks of the largest standard deviation over columns (task -> accuracy), the largest first."""
+    return sorted(columns[0], key=lambda task: -np.std([column[task] for column in columns]))[:n]
 
 
 def spread(values, digits):
@@ -161,6 +210,98 @@ def wilcoxon(differences):
         share = (share + np.concatenate([np.zeros(r), share[:-r]])) / 2
     positive = sum(r for r, x in zip(ranks, d) if x > 0)
     return min(1.0, 2 * min(share[:positive + 1].sum(), share[positive:].sum()))
+
+
+# --- fine-tuning ----------------------------------------------------------------------------------
+
+def compare_finetuned(cfg, labels, paths, folders):
+    """A table for GLUE, one for MSGS, and one of the means of GLUE and each data folder."""
+    columns = read_glue(paths)
+    for (benchmark, rules), tasks in shared_tasks(columns, cfg.tasks).items():
+        print_header(f"{benchmark} by the rules of {rules}", labels)
+        for task in tasks:
+            print_cells(task_title(task), [spread(column[rules][task], 2) for column in columns])
+        if benchmark == "MSGS":
+            continue  # a mean over features says nothing
+        scores = np.array([[np.mean(column[rules][task]) for task in tasks] for column in columns])
+        print_cells(f"**mean of {len(tasks)} tasks**", [f"{x:.2f}" for x in scores.mean(1)])
+        print()
+        for title, other in zip(labels[1:], scores[1:]):
+            print(f"{labels[0]} - {title}: {(scores[0] - other).mean():+.2f} points; Wilcoxon over "
+                  f"{len(tasks)} tasks p = {wilcoxon(scores[0] - other):.2g}")
+        if rules in folders:
+            benchmarks = {**folders[rules], f"GLUE, {len(tasks)} tasks": scores.mean(1)}
+            print_macro_average(rules, labels, benchmarks)
+
+
+def print_macro_average(rules, labels, benchmarks):
+    """BabyLlama-2's table 3, if the benchmarks are BLiMP, the supplement, EWoK and SuperGLUE."""
+    print_header(f"means by the rules of {rules}", labels)
+    macro = {f"**macro-average of {len(benchmarks)}**": np.mean(list(benchmarks.values()), axis=0)}
+    for name, means in {**benchmarks, **macro}.items():
+        print_cells(name, [f"{x:.2f}" for x in means])
+
+
+def read_glue(columns, accuracy=False):
+    """Per column (list of paths) rules -> task -> the reported metric, or accuracy, in %, one a seed, of its
+    folders of fine-tuning results; these must be of its runs' models and of the other columns' texts."""
+    found, texts = [], {}
+    for column in columns:
+        found.append(scores := {})
+        weights = weights_of([path for path in column if not is_finetuned(path)])
+        for file, task, metric, row in finetuned_rows(column):
+            rules, inputs = row.get("rules", "2024"), row.get("inputs_sha256", {})
+            if weights and not weights.issuperset(inputs.get("weights", ["of older code"])):
+                sys.exit(f"error: {file} has {task} of another model than the runs it is joined to")
+            if inputs and texts.setdefault((rules, task), inputs["texts"]) != inputs["texts"]:
+                sys.exit(f"error: {file} has {task} of other texts than the results before it")
+            score = row["accuracy" if accuracy else metric]
+            scores.setdefault(rules, {}).setdefault(task, []).append(100 * score)
+    return found
+
+
+def finetuned_rows(column):
+    """(file, task, its reported metric, a seed's results), the tasks in the order of tools.finetune."""
+    from tools import finetune  # here: torch takes a second to import
+    for file in (os.path.join(path, "results.json") for path in column if is_finetuned(path)):
+        results = finetune.read_results(file)
+        for task in filter(results.get, finetune.TASKS):
+            for row in results[task].values():
+                yield file, task, finetune.TASKS[task][2], row
+
+
+def weights_of(runs):
+    """Hashes of their weights; none if one is a file of scores or an ensemble's folder."""
+    from lib.checkpoints import weights_sha256
+    pointers = ("best.json", "last.json", "config.json")
+    trained = [any(os.path.isfile(os.path.join(run, name)) for name in pointers) for run in runs]
+    return set(map(weights_sha256, runs)) if all(trained) else set()
+
+
+def shared_tasks(columns, wanted=()):
+    """(GLUE or MSGS, rules) -> the tasks that each column has, if any are wanted, of those."""
+    found = {}
+    for rules in FILES:
+        for task in columns[0].get(rules, ()):
+            if all(task in column.get(rules, ()) for column in columns) and (not wanted or task in wanted):
+                found.setdefault(("GLUE" if short(task) == task else "MSGS", rules), []).append(task)
+    missing = [task for task in wanted if task not in sum(found.values(), [])]
+    if missing or not found:
+        sys.exit("error: the fine-tuning results of the columns do not all have "
+                 + (", ".join(missing) or "a task in common, by the same rules"))
+    return found
+
+
+def task_title(task):
+    from tools import finetune
+    return f"{short(task)}, {finetune.TASKS[task][2]}"
+
+
+def short(task):
+    """MSGS' tasks as in Baby Llama's table 2, CR_LC; others as they are."""
+    for feature, initials in FEATURES.items():
+        task = task.replace(feature, initials)
+    return task
 
 
 # --- all scores of a run --------------------------------------------------------------------------
@@ -224,14 +365,10 @@ def summary_rows(path):
 
 def glue_rows(path):
     """Of results.json of tools.finetune: mean and standard error over seeds."""
-    from tools import finetune  # here: torch takes a second to import
-    for task, rows in finetune.read_results(os.path.join(path, "results.json")).items():
-        metric = finetune.TASKS[task][2]
-        for rules in FILES:
-            scores = [100 * row[metric] for row in rows.values() if row.get("rules", "2024") == rules]
-            if scores:
-                se = np.std(scores, ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else None
-                yield cells(f"{task}, {metric}", rules, np.mean(scores), se, source=f"{len(scores)} seeds")
+    for rules, by_task in read_glue([[path]])[0].items():
+        for task, scores in by_task.items():
+            se = np.std(scores, ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else None
+            yield cells(task_title(task), rules, np.mean(scores), se, source=f"{len(scores)} seeds")
 
 
 if __name__ == "__main__":
