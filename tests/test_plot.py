@@ -10,8 +10,9 @@ import pytest
 import distill
 import eval_blimp
 from helpers import distill_config, edit_json, records, run_train
-from lib.checkpoints import find_checkpoint, read_checkpoint_config
-from tools import plot
+from lib.checkpoints import find_checkpoint, read_checkpoint_config, weights_sha256
+from lib.files import write_json
+from tools import finetune, plot
 from tools.plot import PlotConfig
 
 pytest.importorskip("matplotlib")
@@ -25,9 +26,11 @@ def lines(figure):
 def test_curves_are_the_metrics(teachers):
     figure = Figure()
     plot.curves(figure, teachers[:2], ["a", "b"])
-    for run, label in zip(teachers, "ab"):
+    for run, label, norms in zip(teachers, "ab", figure.axes[1].lines):
         rows = [row for row in records(run) if "val_ce" in row]
         assert lines(figure)[label].tolist() == [[row["tokens"], row["val_ce"]] for row in rows]
+        steps = [row for row in records(run) if row["step"]]
+        assert norms.get_xydata().tolist() == [[row["tokens"], row["grad_norm"]] for row in steps] != []
 
 
 @pytest.fixture(scope="module")
@@ -46,10 +49,79 @@ def test_phenomena_are_the_scores(scored):
     assert ticks == [name.replace("_", " ") for name in tasks]
 
 
+def test_widest_paradigms_are_in_the_place_of_phenomena(scored, tmp_path, monkeypatch):
+    """Those of the largest deviation, the largest first, though the data names phenomena; of nine runs, which
+    all look different."""
+    result = json.load(open(f"{scored[0]}/blimp.json"))
+    tasks = result["folders"]["pairs"]["tasks"]
+    result["folders"]["pairs"]["phenomena"] = dict(x=dict(accuracy=0.5, se=0.1, n=1))
+    chosen = dict(zip(tasks, [0.01, 0.3, 0.02, 0.2, 0.25] + [0.1] * 5))
+    for i in range(9):
+        for name, deviation in chosen.items():
+            tasks[name]["accuracy"] = 0.5 + deviation * (-1) ** i
+        json.dump(result, open(tmp_path / f"{i}.json", "w"))
+    monkeypatch.setattr(plot, "new_figure", lambda cfg: figure)
+    figure, runs = Figure(), tuple(f"{tmp_path}/{i}.json" for i in range(9))
+    plot.main(PlotConfig(phenomena=runs, widest=3, labels=tuple("abcdefghi"), out=f"{tmp_path}/plot"))
+    names = [name.replace("_", " ") for name in chosen]
+    assert [tick.get_text() for tick in figure.axes[0].get_xticklabels()] == [names[i] for i in (1, 4, 3)]
+    assert lines(figure)["b"][:, 1] == pytest.approx([20, 25, 30])
+    looks = {(x.get_color(), x.get_linestyle()) for x in figure.axes[0].lines[:9]}
+    markers = {(x.get_color(), x.get_marker()) for x in figure.axes[0].lines[:9]}
+    assert len(looks) == len(markers) == 9
+
+
+def write_glue(folder, weights=("w",), texts=("t",), **scores):
+    """results.json of tools.finetune: task=(metric, its scores, one a seed)."""
+    os.makedirs(folder)
+    rows = {task: {str(seed): {"rules": "2024", "settings": {}, "accuracy": 0.125, metric: score,
+                               "inputs_sha256": dict(weights=weights, texts=texts)}
+                   for seed, score in enumerate(values)} for task, (metric, values) in scores.items()}
+    write_json(f"{folder}/results.json", rows)
+    return str(folder)
+
+
+def test_tasks_are_the_means_over_seeds(tmp_path, monkeypatch):
+    """In the order of tools.finetune; MSGS in a panel of its own, by its short names."""
+    msgs = "main_verb_relative_token_position"
+    monkeypatch.setitem(finetune.TASKS, msgs, ("{sentence}", "", "mcc"))
+    a = write_glue(tmp_path / "a", rte=("accuracy", [0.5, 0.75]), **{msgs: ("mcc", [-0.5])},
+                   mrpc=("f1", [0.25]), wsc=("accuracy", [1.0]))
+    b = write_glue(tmp_path / "b", mrpc=("f1", [0.75]), rte=("accuracy", [0.25]), **{msgs: ("mcc", [1.0])})
+    plot.tasks(figure := Figure(), [a, b], ["a", "b"])
+    ticks = [[tick.get_text() for tick in axes.get_xticklabels()] for axes in figure.axes]
+    assert ticks == [["mrpc, f1", "rte"], ["MV_RTP, mcc"]]
+    drawn = [[line.get_ydata().tolist() for line in axes.lines] for axes in figure.axes]
+    assert drawn == [[[25, 62.5], [75, 25]], [[-50], [100]]]
+    monkeypatch.setattr(plot, "new_figure", lambda cfg: figure)
+    figure = Figure()
+    plot.main(PlotConfig(tasks=(a, b), accuracy=True, out=f"{tmp_path}/plot"))
+    assert figure.axes[0].lines[1].get_ydata().tolist() == [12.5, 12.5 * 2]
+    assert figure.axes[0].get_xticklabels()[0].get_text() == "mrpc"
+
+
+def test_violins_have_a_panel_of_fine_tuned_models(scored, tmp_path, capsys):
+    """A point a folder, over the tasks that all have; of the runs they are joined to."""
+    tuned = [write_glue(tmp_path / str(i), [weights_sha256(run)], rte=("accuracy", [x, x + 0.25]),
+                        mrpc=("f1", [0.75]), **{"wsc": ("accuracy", [0.5])} if i else {})
+             for i, (run, x) in enumerate(zip(scored, (0.25, 0.5, 0.75)))]
+    column = "+".join([*scored[:2], *tuned[:2]])
+    plot.violins(figure := Figure(), [column, f"{scored[2]}+{tuned[2]}"], ["x", "y"])
+    assert figure.axes[-1].get_ylabel() == "GLUE 2024, 2 tasks, %"
+    points = [line.get_ydata().tolist() for line in figure.axes[-1].lines if line.get_marker() == "o"]
+    assert points == [[56.25, 68.75], [81.25]]  # (37.5 + 75) / 2 ...
+    plot.violins(figure := Figure(), [column, scored[2]], ["x", "y"])
+    assert "GLUE" not in figure.axes[-1].get_ylabel()
+    with pytest.raises(SystemExit, match="rte of another model|mrpc of another model"):
+        plot.violins(Figure(), [f"{scored[0]}+{tuned[2]}"], ["x"])
+    with pytest.raises(SystemExit, match="no loss or score in common"):
+        plot.violins(Figure(), [scored[0], tuned[2]], ["x", "y"])
+
+
 def test_violins_have_a_point_for_each_seed(scored):
     figure = Figure()
     plot.violins(figure, [f"{scored[0]}+{scored[1]}", scored[2]], ["x", "y"])
-    assert [axes.get_title() for axes in figure.axes] == ["validation loss, nats per token", "pairs, %"]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["validation loss, nats per token", "pairs, %"]
     drawn = sorted(y for line in figure.axes[0].lines if line.get_marker() == "o" for y in line.get_ydata())
     assert drawn == sorted(read_checkpoint_config(find_checkpoint(run))["val_ce"] for run in scored)
 
@@ -103,6 +175,10 @@ def test_both_files_are_written_and_the_same_each_time(scored, tmp_path):
     (dict(curves=("nowhere",)), "no nowhere/metrics.jsonl"),
     (dict(phenomena=("nowhere",)), "no scores at nowhere"),
     (dict(curves=("a", "b"), labels=("x",)), "1 for 2 runs"), (dict(sizes=("nowhere",)), "no checkpoint at"),
+    (dict(curves=("x",) * 29), "more than 28 cannot be told apart"),
+    (dict(curves=("x",), widest=3), "widest=3 must be 0 but with --phenomena"),
+    (dict(phenomena=("x",), accuracy=True), "accuracy=True must be False but with --tasks"),
+    (dict(tasks=("nowhere",)), "no nowhere/results.json; make it"),
     (dict(curves=("x",), out="no/where"), "in a folder that is not there"),
     (dict(curves=("x",), width=60.0), "width=60.0 must be between 1 and 50 inches")])
 def test_mistakes_are_one_line(change, message, tmp_path, monkeypatch):
@@ -112,17 +188,37 @@ def test_mistakes_are_one_line(change, message, tmp_path, monkeypatch):
     assert "\n" not in str(e.value) and not os.listdir(tmp_path)
 
 
-def test_scatter_has_each_run_and_its_r_squared(tmp_path):
+def study_rows(path, n, **columns):
+    """results.jsonl of a study of n runs, a column a list of values."""
     base = dict(settings_sha256="", data_sha256="", teachers=[], weights_sha256=[], kind="train.py",
-                pairs_sha256={"pairs": "x"}, parameters=1, seed=1, words=9, step=1, test_ce=None,
+                pairs_sha256={"pairs": "x"}, parameters=1, seed=1, words=9, step=1, test_ce=None, recipe="a",
                 ensemble_val_ce=None, git_revision="", hardware="")
-    rows = [dict(base, name=f"a@{i}", recipe="a", val_ce=2 + 0.1 * i, accuracy={"pairs": y})
-            for i, y in enumerate((0.9, 0.85, 0.83, 0.7))]
-    (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    figure = Figure()
-    plot.scatter(figure, [str(tmp_path / "results.jsonl")], ["x"])
-    x, y = np.array([[row["val_ce"], row["accuracy"]["pairs"]] for row in rows]).T
-    assert lines(figure)["a"].tolist() == np.stack([x, 100 * y], 1).tolist()
+    rows = [base | dict(name=f"a@{i}", **{key: values[i] for key, values in columns.items()})
+            for i in range(n)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [str(path)]
+
+
+def r_squared(x, y):
+    x, y = np.array([x, y])
     residual = y - np.polyval(np.polyfit(x, y, 1), x)
-    r_squared = 1 - (residual ** 2).sum() / ((y - y.mean()) ** 2).sum()
-    assert f"R² = {r_squared:.2f}, 4 runs" in figure.axes[0].get_title()
+    return 1 - (residual ** 2).sum() / ((y - y.mean()) ** 2).sum()
+
+
+def titles(figure):
+    return [(axes.get_ylabel(), axes.get_title()) for axes in figure.axes]
+
+
+def test_scatter_has_each_run_and_its_r_squared(tmp_path):
+    """Of scores, and of the loss on the test split where all runs have it."""
+    val, scores, test = [2.0, 2.1, 2.2, 2.3], [0.9, 0.85, 0.83, 0.7], [2.1, 2.3, 2.3, 2.6]
+    accuracy = [{"pairs": score} for score in scores]
+    files = study_rows(tmp_path / "a", 4, val_ce=val, accuracy=accuracy)
+    plot.scatter(figure := Figure(), files, ["x"])
+    assert lines(figure)["a"] == pytest.approx(np.stack([val, 100 * np.array(scores)], 1))
+    assert titles(figure) == [("pairs, %", f"R² = {r_squared(val, scores):.3f}")]
+    files = study_rows(tmp_path / "b", 4, val_ce=val, accuracy=accuracy, test_ce=test)
+    plot.scatter(figure := Figure(), files, ["x"])
+    assert titles(figure) == [("test loss, nats per token", f"R² = {r_squared(val, test):.3f}"),
+                              ("pairs, %", f"R² = {r_squared(val, scores):.3f}")]
+    assert figure.axes[0].lines[0].get_ydata().tolist() == test

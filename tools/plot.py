@@ -1,18 +1,23 @@
 """Pictures of runs, as PNG and SVG (pip install matplotlib).
 
-    python -m tools.plot --curves=out/babyllama,out/llama_58m      # loss against tokens (metrics.jsonl)
+    python -m tools.plot --curves=out/babyllama,out/llama_58m      # loss and gradients: Nair et al., figure 2
     python -m tools.plot --phenomena=out/babyllama,out/llama_58m   # BLiMP by phenomenon: Baby Llama, figure 2
+    python -m tools.plot --phenomena=out/a,out/b --widest=15       # by paradigm: Nair et al., figure 5
+    python -m tools.plot --tasks=out/glue_a,out/glue_b             # GLUE, MSGS: Baby Llama, figures 3 and 4
     python -m tools.plot --violin=out/a_1+out/a_2,out/b_1+out/b_2  # seeds of a recipe: BabyLlama-2, figure 1
     python -m tools.plot --sizes=out/1M,out/3M,out/10M             # loss against words: its figure 3
     python -m tools.plot --scatter=out/study/results.jsonl         # accuracy against loss: its figure 2
 
-Runs are run folders; scores come from the blimp.json that eval_blimp.py left in them.
+Runs are run folders; scores come from the blimp.json that eval_blimp.py left in them, and from the
+results.json of tools.finetune: its folders are named with --tasks, or joined to a violin's runs by + too.
 """
 import importlib.util
 import itertools
 import os
 import sys
+import textwrap
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -20,20 +25,27 @@ from lib.checkpoints import find_checkpoint, read_checkpoint_config
 from lib.configurator import launch, need
 from lib.files import check_writable, read_json
 from lib.lineage import records
-from tools.compare import check_same_pairs, read_results
+from tools import compare
+from tools.compare import check_same_pairs, is_finetuned, read_glue, read_results, shared_tasks
 from tools.study import result_rows
 
 # told apart by all eyes (Okabe and Ito)
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
+# of lines: a colour comes again with another stroke and marker
+LOOKS = [dict(color=color, linestyle=stroke, marker="os^DvPX"[(i + j) % 7])
+         for i, stroke in enumerate(("-", "--", ":", "-.")) for j, color in enumerate(COLORS)]
 
 
 @dataclass
 class PlotConfig:
     curves: tuple[str, ...] = ()
     phenomena: tuple[str, ...] = ()
+    widest: int = 0                # of --phenomena: in their place so many paradigms, where runs differ most
+    tasks: tuple[str, ...] = ()    # out_dirs of finetune.py
+    accuracy: bool = False         # of --tasks: in the place of F1 and Matthews' correlation (Nair et al.)
     violin: tuple[str, ...] = ()   # runs of one recipe joined by +
     sizes: tuple[str, ...] = ()
-    scatter: tuple[str, ...] = ()  # results files of study.py
+    scatter: tuple[str, ...] = ()  # results files of study.py, or of sweep.py's scored trials
     labels: tuple[str, ...] = ()   # in the place of folders' names
     out: str = "plot"              # OUT.png and OUT.svg are written
     width: float = 7.0             # inches
@@ -41,7 +53,8 @@ class PlotConfig:
 
 
 def main(cfg):
-    pictures = dict(curves=curves, phenomena=phenomena, violin=violins, sizes=sizes, scatter=scatter)
+    pictures = dict(curves=curves, phenomena=partial(phenomena, n_widest=cfg.widest),
+                    tasks=partial(tasks, accuracy=cfg.accuracy), violin=violins, sizes=sizes, scatter=scatter)
     asked = [name for name in pictures if getattr(cfg, name)]
     if len(asked) != 1:
         sys.exit(f"error: name one picture: {', '.join('--' + name for name in pictures)}")
@@ -62,10 +75,12 @@ def check_plot_config(cfg, picture, columns):
     for ending in ("png", "svg"):
         check_writable(f"{cfg.out}.{ending}")
     need(cfg,
+         widest=(not cfg.widest or picture == "phenomena", "0 but with --phenomena"),
+         accuracy=(not cfg.accuracy or picture == "tasks", "False but with --tasks"),
          width=(1 <= cfg.width <= 50, "between 1 and 50 inches"),
          height=(1 <= cfg.height <= 50, "between 1 and 50 inches"))
-    if picture in ("curves", "phenomena") and len(columns) > len(COLORS):
-        sys.exit(f"error: {picture}: {len(columns)} runs; more than {len(COLORS)} cannot be told apart")
+    if picture in ("curves", "phenomena", "tasks") and len(columns) > len(LOOKS):
+        sys.exit(f"error: {picture}: {len(columns)} runs; more than {len(LOOKS)} cannot be told apart")
     if cfg.labels and len(cfg.labels) != len(columns):
         sys.exit(f"error: labels: {len(cfg.labels)} for {len(columns)} runs")
 
@@ -87,45 +102,78 @@ def folder_name(column):
 
 
 def curves(figure, runs, labels):
-    """Training CE as a faint line, validation as a strong one with points."""
-    axes, ensembles = figure.subplots(), set()
-    for run, label, color in zip(runs, labels, itertools.cycle(COLORS)):
+    """Training CE as a faint line, validation as a strong one with points; gradient norms below."""
+    from matplotlib.ticker import EngFormatter
+    (axes, norms), ensembles = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1)), set()
+    for run, label, look in zip(runs, labels, LOOKS):
         rows = records(run)
-        train, val = ([(row["tokens"], row[key]) for row in rows
-                       if row.get(key) is not None and "tokens" in row] for key in ("ce", "val_ce"))
-        axes.plot(*zip(*train), color=color, alpha=0.3, linewidth=1)
+        train, val, norm = ([(row["tokens"], row[key]) for row in rows
+                             if row.get(key) is not None and "tokens" in row]
+                            for key in ("ce", "val_ce", "grad_norm"))
+        axes.plot(*zip(*train), **look | dict(marker=""), alpha=0.3, linewidth=1)
         if val:
-            axes.plot(*zip(*val), color=color, marker="o", markersize=3, label=label)
+            axes.plot(*zip(*val), **look, markersize=3, label=label)
+        norms.plot(*zip(*norm), **look | dict(marker=""), linewidth=0.7)
         ensembles.update(row["ensemble_val_ce"] for row in rows if "ensemble_val_ce" in row)
     for i, val_ce in enumerate(sorted(ensembles)):
         axes.axhline(val_ce, color="gray", linestyle=":", label="teachers' ensemble" if i == 0 else None)
-    axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.set(xlabel="tokens seen", ylabel="cross-entropy, nats per token")
-    axes.legend(title="strong: validation, faint: training")
+    norms.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k, 1M
+    axes.set_ylabel("cross-entropy, nats per token")
+    norms.set(xlabel="tokens seen", ylabel="gradient norm", ylim=(0, None))
+    legend_beside(figure, axes, title="strong: validation,\nfaint: training")
 
 
-def phenomena(figure, runs, labels):
+def phenomena(figure, runs, labels, n_widest=0):
     """Parallel coordinates: an axis a phenomenon (or task, where the data names none), a line a run."""
     results = list(map(scores_of, runs))
     folders = shared_folders(results, runs)
-    scored = [accuracy_by_phenomenon(result, folders) for result in results]
-    names = list(scored[0])
+    scored = [accuracies(result, folders, by_task=n_widest > 0) for result in results]
+    names = compare.widest(scored, n_widest) if n_widest else list(scored[0])
     if not names:
         sys.exit("error: the runs were not scored on the same data folders")
     axes = figure.subplots()
-    for accuracy, label in zip(scored, labels):
-        axes.plot([accuracy[name] for name in names], marker="o", markersize=4, label=label)
+    parallel(axes, scored, names, labels)
     axes.axhline(50, color="gray", linewidth=1, linestyle=":")
-    axes.set_xticks(range(len(names)), [name.replace("_", " ") for name in names], rotation=40, ha="right")
     axes.set_ylabel("accuracy, % (dotted: chance)")
-    axes.legend()
+    legend_beside(figure, axes)
 
 
-def accuracy_by_phenomenon(result, folders):
-    rows = {}
+def parallel(axes, scored, names, labels):
+    """An axis a name, a line a dict of values by name."""
+    for values, label, look in zip(scored, labels, LOOKS):
+        axes.plot([values[name] for name in names], **look, markersize=4, label=label)
+    axes.set_xticks(range(len(names)), [textwrap.fill(name, 26) for name in names], rotation=60, ha="right",
+                    rotation_mode="anchor", fontsize=8)
+
+
+def legend_beside(figure, axes, **look):
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right upper", **look)
+
+
+def tasks(figure, folders, labels, accuracy=False):
+    """Parallel coordinates of fine-tuned models, means over seeds: a panel for GLUE and one for MSGS."""
     for folder in folders:
-        rows.update(result["folders"][folder]["phenomena"] or result["folders"][folder]["tasks"])
-    return {name: 100 * row["accuracy"] for name, row in rows.items()}
+        if not is_finetuned(folder):
+            sys.exit(f"error: no {folder}/results.json; make it with tools.finetune --out_dir={folder}")
+    scored = read_glue([[folder] for folder in folders], accuracy)
+    panels = shared_tasks(scored)
+    widths = [2 + len(names) for names in panels.values()]
+    for axes, ((benchmark, rules), names) in zip(
+            np.atleast_1d(figure.subplots(1, len(panels), width_ratios=widths)), panels.items()):
+        title = compare.short if accuracy else compare.task_title
+        means = [{title(task).removesuffix(", accuracy"): np.mean(result[rules][task]) for task in names}
+                 for result in scored]
+        parallel(axes, means, list(means[0]), labels)
+        axes.set_title(f"{benchmark}, rules of {rules}", fontsize=10)
+    figure.axes[0].set_ylabel("accuracy, %" if accuracy else "accuracy, or as named, %")
+    legend_beside(figure, axes)
+
+
+def accuracies(result, folders, by_task):
+    rows = {}
+    for scores in map(result["folders"].get, folders):
+        rows.update(scores["tasks"] if by_task or not scores["phenomena"] else scores["phenomena"])
+    return {name.replace("_", " "): 100 * row["accuracy"] for name, row in rows.items()}
 
 
 def scores_of(run):
@@ -146,19 +194,37 @@ def shared_folders(results, runs):
 
 
 def violins(figure, columns, labels):
-    """A panel for validation loss, test loss and a folder's accuracy: a violin a recipe, a point a seed."""
-    runs = [run for column in columns for run in column.split("+")]
-    scored = [run for run in runs if os.path.isfile(os.path.join(run, "blimp.json"))]
+    """A panel for validation loss, test loss, a folder's accuracy, GLUE's mean: a violin a recipe, a point a
+    seed."""
+    columns = [column.split("+") for column in columns]
+    runs = [[path for path in column if not is_finetuned(path)] for column in columns]
+    scored = [run for run in sum(runs, []) if os.path.isfile(os.path.join(run, "blimp.json"))]
     shared_folders(list(map(scores_of, scored)), scored)
-    per_column = [panels(column.split("+")) for column in columns]
-    titles = [title for title in per_column[0] if all(title in values for values in per_column)]
+    per_column = [panels(*each) for each in zip(runs, glue_panels(columns))]
+    titles = [title for title in per_column[0] if all(values.get(title) for values in per_column)]
+    if not titles:
+        sys.exit("error: violin: the columns have no loss or score in common")
     for axes, title in zip(np.atleast_1d(figure.subplots(1, len(titles))), titles):
         for i, (values, color) in enumerate(zip(per_column, itertools.cycle(COLORS))):
             violin(axes, i, values[title], color)
         axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
         axes.set_xlim(-0.6, len(labels) - 0.4)
-        axes.set_title(title, fontsize=10)
+        axes.set_ylabel(title)
     figure.supxlabel("points: seeds; bars: mean ± standard deviation", fontsize=9)
+
+
+def glue_panels(columns):
+    """Per column the title of a panel -> its fine-tuned models' means over the tasks that all have."""
+    read_glue(columns)  # exits if a column's results are not of its runs
+    folders = [path for path in sum(columns, []) if is_finetuned(path)]
+    results = dict(zip(folders, read_glue([[folder] for folder in folders])))
+    shared = shared_tasks(list(results.values())) if folders else {}
+
+    def mean(folder, rules, tasks):
+        return np.mean([np.mean(results[folder][rules][task]) for task in tasks])
+    return [{f"GLUE {rules}, {len(names)} tasks, %": [mean(path, rules, names) for path in column
+                                                      if is_finetuned(path)]
+             for (benchmark, rules), names in shared.items() if benchmark == "GLUE"} for column in columns]
 
 
 def violin(axes, x, values, color):
@@ -169,7 +235,7 @@ def violin(axes, x, values, color):
     axes.plot([x] * len(values), values, "o", color=color, markersize=4)
 
 
-def panels(runs):
+def panels(runs, glue):
     """Title of a panel -> the runs' values."""
     values = {"validation loss, nats per token": [best_val_ce(run) for run in runs]}
     for run in runs:
@@ -179,10 +245,11 @@ def panels(runs):
                 values.setdefault("test loss, nats per token", []).append(result["test_ce"])
             for folder, row in result["folders"].items():
                 values.setdefault(f"{folder}, %", []).append(100 * row["accuracy"])
+    values.update(glue)
     for title, found in values.items():
         if len(found) < len(runs):
             print(f"notice: no panel for {title}: {len(found)} of {len(runs)} runs have it")
-    return {title: found for title, found in values.items() if len(found) == len(runs)}
+    return {title: found for title, found in values.items() if len(found) >= len(runs)}
 
 
 def best_val_ce(run):
@@ -244,35 +311,35 @@ def power_law(x, y):
 
 
 def scatter(figure, files, labels):
-    """A panel a data folder: accuracy against loss on the test split, or else validation, with a fitted line
-    and R^2."""
+    """Against validation loss a panel for the loss on the test split, if all runs have it, and one for a data
+    folder's accuracy; each with a fitted line and R^2."""
     rows = [row for file in files for row in result_rows(file) if "val_ce" in row]
     folders = [folder for folder in (rows[0]["accuracy"] if rows else ())
                if all(folder in row["accuracy"] for row in rows)]
+    tested = all(row["test_ce"] is not None for row in rows)
     same_pairs = all(row["pairs_sha256"] == rows[0]["pairs_sha256"] for row in rows)
-    if len(rows) < 3 or not folders or len({row["val_ce"] for row in rows}) < 2 or not same_pairs:
-        sys.exit(f"error: {', '.join(files)}: three finished runs or more, scored on the same pairs, "
-                 "are needed")
-    split = "test" if all(row["test_ce"] is not None for row in rows) else "validation"
-    for axes, folder in zip(np.atleast_1d(figure.subplots(1, len(folders))), folders):
-        panel(axes, rows, folder, split)
-    axes.legend(fontsize=8)
+    different = len({row["val_ce"] for row in rows}) > 1
+    if len(rows) < 3 or not (folders or tested) or not (different and same_pairs):
+        sys.exit(f"error: {', '.join(files)}: three finished runs or more, scored on the same pairs or "
+                 "the test split, are needed")
+    measured = {"test loss, nats per token": [row["test_ce"] for row in rows]} if tested else {}
+    measured |= {f"{folder}, %": [100 * row["accuracy"][folder] for row in rows] for folder in folders}
+    loss, recipes = np.array([row["val_ce"] for row in rows]), np.array([row["recipe"] for row in rows])
+    for axes, (name, values) in zip(np.atleast_1d(figure.subplots(1, len(measured))), measured.items()):
+        panel(axes, loss, np.array(values), recipes)
+        axes.set_title(f"R² = {np.corrcoef(loss, values)[0, 1] ** 2:.3f}", fontsize=10)
+        axes.set_ylabel(name)
+    figure.supxlabel(f"validation loss of {len(rows)} runs, nats per token", fontsize=10)
+    legend_beside(figure, axes, fontsize=8)
 
 
-def panel(axes, rows, folder, split):
+def panel(axes, loss, values, recipes):
     """A point a run, recipes told apart."""
-    recipes = np.array([row["recipe"] for row in rows])
-    loss = np.array([row["test_ce" if split == "test" else "val_ce"] for row in rows])
-    accuracy = np.array([100 * row["accuracy"][folder] for row in rows])
-    looks = itertools.cycle(itertools.product("os^D", COLORS))
-    for recipe, (marker, color) in zip(dict.fromkeys(recipes), looks):
+    for recipe, look in zip(dict.fromkeys(recipes), itertools.cycle(LOOKS)):
         seeds = recipes == recipe
-        axes.plot(loss[seeds], accuracy[seeds], marker, color=color, markersize=4, label=recipe)
+        axes.plot(loss[seeds], values[seeds], **look | dict(linestyle=""), markersize=4, label=recipe)
     ends = np.array([loss.min(), loss.max()])
-    axes.plot(ends, np.poly1d(np.polyfit(loss, accuracy, 1))(ends), color="gray", linewidth=1)
-    r_squared = np.corrcoef(loss, accuracy)[0, 1] ** 2
-    axes.set_title(f"{folder}: R² = {r_squared:.2f}, {len(rows)} runs", fontsize=10)
-    axes.set(xlabel=f"{split} loss, nats per token", ylabel="accuracy, %")
+    axes.plot(ends, np.poly1d(np.polyfit(loss, values, 1))(ends), color="gray", linewidth=1)
 
 
 if __name__ == "__main__":
