@@ -3,6 +3,10 @@
 #   python train.py config/tinyminds_gpt2_44m.py
 #   python train.py config/tinyminds_llama_60m.py
 #   python distill.py config/distilledgpt_44m.py
+# Table 4 (a mean over nine tasks, without CoLA) and the paper's test over tasks, once both are scored and
+# fine-tuned with config/glue/lora.py:
+#   python -m tools.compare out/distilledgpt_44m+out/glue out/babyllama+out/glue_babyllama \
+#       --tasks=mrpc,rte,multirc,qqp,qnli,wsc,mnli,sst2,boolq
 out_dir = "out/distilledgpt_44m"
 
 arch = "gpt2"
