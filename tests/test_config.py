@@ -49,7 +49,7 @@ def class_of(path):
     if path in STUDIES:
         return StudyConfig
     if path.startswith("config/glue/"):
-        return FinetuneConfig
+        return SweepConfig if "\npriors = " in TEXTS[path] else FinetuneConfig
     return DistillConfig if "alpha = " in TEXTS[path] else TrainConfig
 
 
@@ -70,7 +70,7 @@ def test_every_config_is_accepted_by_its_script(path, monkeypatch):
         assert cfg.runs and "vocab_size" not in " ".join((*cfg.runs, *cfg.settings))
     elif class_of(path) is FinetuneConfig:
         assert cfg.tasks
-    else:
+    elif class_of(path) is not SweepConfig:
         assert cfg.seq_len <= cfg.block_size and cfg.batch_size % (cfg.micro_batch_size or 1) == 0
         assert cfg.vocab_size == 0  # the data's
 
@@ -165,7 +165,7 @@ def commands(text):
 ALL_COMMANDS = [(path, words) for path in CONFIGS for words in commands(TEXTS[path])]
 SCRIPTS = {"train.py": TrainConfig, "distill.py": DistillConfig, "prepare.py": PrepareConfig,
            "tools.study": StudyConfig, "tools.finetune": FinetuneConfig, "tools.plot": PlotConfig,
-           "tools.compare": CompareConfig}
+           "tools.compare": CompareConfig, "tools.sweep": SweepConfig}
 
 
 @pytest.mark.parametrize("path,words", ALL_COMMANDS, ids=[" ".join(words) for _, words in ALL_COMMANDS])

@@ -136,8 +136,7 @@ def plan_run(cfg, line, seed, pairs, plan):
         argv, run_cfg = run_config(cfg, recipe, words, others, seed, folder, trained)
         scored = [folder]
     meta = read_meta(run_cfg.data_dir)
-    if cfg.test_loss:
-        check_test_split(run_cfg, meta)
+    check_scored(cfg, recipe, run_cfg, meta)
     known = {run.folder: json_sha256([run.settings, run.data_sha256]) for run in plan}
     run = Run(name, recipe, seed, folder, kind, argv, run_cfg, scored,
               needs=[path for path in (*others, run_cfg.init_from) if path in known],
@@ -190,9 +189,6 @@ def run_config(cfg, recipe, words, teachers, seed, folder, trained):
     check_model_config(run_cfg)
     if teachers:
         teacher_dtypes(run_cfg)
-    if (cfg.blimp or cfg.test_loss) and not run_cfg.causal:
-        sys.exit(f"error: run '{recipe}' is a masked language model (causal=False): it cannot be scored, nor "
-                 "taught")
     return [*argv, f"--seed={run_cfg.seed}"], run_cfg
 
 
@@ -210,10 +206,14 @@ def ensemble_config(cfg, recipe, members, plan):
     return TrainConfig(**measured[0])
 
 
-def check_test_split(run_cfg, meta):
+def check_scored(cfg, recipe, run_cfg, meta):
+    """Exit if a run cannot be scored as cfg asks for."""
+    if (cfg.blimp or cfg.test_loss) and not run_cfg.causal:
+        sys.exit(f"error: run '{recipe}' is a masked language model (causal=False): it cannot be scored, nor "
+                 "taught")
     tokens = sum(s["tokens"] for s in meta["shards"] if s["split"] == "test")
     chunks = (tokens - 1) // run_cfg.seq_len
-    if chunks < max(run_cfg.eval_chunks, 1):
+    if cfg.test_loss and chunks < max(run_cfg.eval_chunks, 1):
         sys.exit(f"error: test_loss: {run_cfg.data_dir} has a test split of {max(chunks, 0)} chunks, "
                  f"eval_chunks={run_cfg.eval_chunks}; prepare it again with one")
 
@@ -287,6 +287,13 @@ def point_out_older(cfg, plan, results):
 def train_and_score(cfg, run, pairs):
     """Train or resume a run, score its best checkpoint, and give what the results say of it. An ensemble is
     scored alone."""
+    if run.kind != "ensemble":
+        command(run.kind, *run.argv, "--resume", nproc=cfg.nproc_per_node)
+    return score_run(cfg, run, pairs)
+
+
+def score_run(cfg, run, pairs):
+    """Score what was trained (also by tools/sweep.py), and give what the results say of it."""
     def score(out, *flags):
         command("eval_blimp.py", f"--ckpt={','.join(run.scored)}", *flags, f"--dtype={cfg.eval_dtype}",
                 f"--out={run.folder}/{out}", quiet=True)
@@ -301,7 +308,6 @@ def train_and_score(cfg, run, pairs):
         os.makedirs(run.folder, exist_ok=True)
         val_ce = score("val.json", *loss_on("val"))["val_ce"]
     else:
-        command(run.kind, *run.argv, "--resume", nproc=cfg.nproc_per_node)
         with open(os.path.join(run.folder, "metrics.jsonl")) as f:
             ensemble_val_ce = parse_json(f.readline()).get("ensemble_val_ce")  # its teachers'
     if cfg.blimp or cfg.test_loss:
