@@ -152,7 +152,8 @@ class Written:
         os.makedirs(folder)
         with open(f"{folder}/metrics.jsonl", "w") as f:
             for epoch, (f1, accuracy) in enumerate(rows, 1):
-                row = dict(epoch=float(epoch), val_ce=1.0, val_loss=1 - f1, f1=f1, accuracy=accuracy)
+                row = dict(step=9 * epoch, epoch=float(epoch), f1=f1, accuracy=accuracy)
+                row.update(val_loss=1 - f1, val_ce=1.0)
                 f.write(json.dumps(row) + "\n")
         self.stopped, self.polls = False, 0
 
@@ -167,8 +168,8 @@ class Written:
 @pytest.fixture
 def trial_of(cfg_of, monkeypatch):
     """What run_trial says of a run of `epochs` that has these validations."""
-    def trial_of(rows, epochs):
-        cfg, = sweep.by_task(cfg_of("--tasks=rte", priors=("learning_rate uniform 0 1",)))
+    def trial_of(rows, epochs, flags=""):
+        cfg, = sweep.by_task(cfg_of(f"--tasks=rte {flags}", priors=("learning_rate uniform 0 1",)))
         os.makedirs(cfg.out_dir, exist_ok=True)
         settings = dict(learning_rate=0.01, epochs=epochs)
         monkeypatch.setattr(sweep, "subprocess", types.SimpleNamespace(
@@ -187,6 +188,7 @@ def test_a_trial_that_is_at_its_end_is_not_stopped(trial_of, monkeypatch):
     monkeypatch.setattr(optuna.Trial, "should_prune", lambda trial: True)
     assert trial_of([(0.1, 0.9)], epochs=1) == ("COMPLETE", 0.9)
     assert trial_of([(0.1, 0.9)], epochs=2) == ("PRUNED", None)
+    assert trial_of([(0.1, 0.9)], epochs=3, flags="--max_iters=9") == ("COMPLETE", 0.9)
 
 
 def command(cfg):
@@ -198,7 +200,7 @@ def command(cfg):
 def test_a_killed_workers_trial_is_begun_anew(cfg_of):
     """By the same command, with the same settings; finetune.py keeps nothing of a task that is not done."""
     cfg = cfg_of("--tasks=rte", n_trials=1, priors=("learning_rate uniform 0.001 0.002",
-                                                    "epochs choice 400"))
+                                                    "epochs choice 100"))
     worker = subprocess.Popen(command(cfg), cwd=ROOT, stdout=subprocess.DEVNULL, start_new_session=True)
     out = f"{cfg.out_dir}/rte"
 
@@ -216,7 +218,7 @@ def test_a_killed_workers_trial_is_begun_anew(cfg_of):
     done = subprocess.run(command(cfg), cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0 and "Warning" not in done.stderr, done.stderr
     row, = read_jsonl(f"{out}/results.jsonl")
-    assert trained() == begun == [os.path.basename(row["folder"])] and row["epochs"] == 400
+    assert trained() == begun == [os.path.basename(row["folder"])] and row["epochs"] == 100
     assert os.path.isfile(f"{cfg.out_dir}/best.py")
 
 

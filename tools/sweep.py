@@ -350,8 +350,8 @@ def watch(child, trial, run_cfg, score):
         rows = validations(run_cfg.out_dir)
         for row in rows[seen:]:
             trial.report(row[score], max(1, math.ceil(row["epoch"])))
-            last = ended or row["epoch"] >= run_cfg.epochs
-            if not (pruned or last) and trial.should_prune():
+            over = ended or row["epoch"] >= run_cfg.epochs or row["step"] == run_cfg.max_iters
+            if not (pruned or over) and trial.should_prune():
                 pruned = True
                 child.terminate()  # it saves and ends
         seen = max(seen, len(rows))  # finetune.py begins a killed run anew
