@@ -262,8 +262,8 @@ def test_a_sweeps_models_are_scored_as_a_studys(corpus, in_process, monkeypatch,
     assert len(ran) == 3 and (tmp_path / "sweep/results.jsonl").read_bytes() == before
     figure = pytest.importorskip("matplotlib.figure").Figure()
     plot.scatter(figure, [f"{cfg.out_dir}/results.jsonl"], ["sweep"])
-    points = [line.get_xdata().tolist() for line in figure.axes[0].lines]
-    assert [row["test_ce"] for row in rows] in points
+    heights = [line.get_ydata().tolist() for axes in figure.axes for line in axes.lines]
+    assert [100 * row["accuracy"]["pairs"] for row in rows] in heights
 
 
 # --- mistakes -------------------------------------------------------------------------------------
