@@ -154,6 +154,9 @@ def load_teachers(cfg, machine, data):
     teachers = []
     for path, dtype in zip(cfg.teachers, teacher_dtypes(cfg)):
         model, described = load_beside(cfg, machine, data, path, "teacher")
+        if dtype == "int8" and model.cfg.n_experts:
+            sys.exit(f"error: teacher {path} has experts (n_experts={model.cfg.n_experts}), which have no "
+                     "int8 form; use teacher_dtype bfloat16 for it")
         if dtype == "int8":
             quantize_int8_(model)
         elif dtype == "bfloat16":
@@ -224,6 +227,8 @@ def load_beside(cfg, machine, data, path, role, causal=True):
         sys.exit(f"error: {role} {path} has {model.cfg.block_size} positions, chunks seq_len={cfg.seq_len}")
     if model.cfg.n_labels:
         sys.exit(f"error: {role} {path} is a classifier (n_labels={model.cfg.n_labels}), no language model")
+    if model.cfg.n_experts and role == "generator":
+        sys.exit(f"error: generator {path} has experts (n_experts={model.cfg.n_experts}); MATE-KD has none")
     if model.cfg.causal != causal:
         sys.exit(f"error: {role} {path} has causal={model.cfg.causal}, wanted is causal={causal}")
     return model, described
@@ -248,8 +253,8 @@ def check_distill_config(cfg):
          contrastive=(cfg.contrastive <= 1, "between 0 and 1"),
          student_steps=(cfg.student_steps > 0, "at least 1"),
          causal=(cfg.causal, "True: train.py trains masked language models"),
-         generator=(not (cfg.generator and (cfg.contrastive or cfg.teacher_cache)),
-                    "without contrastive and teacher_cache"))
+         generator=(not (cfg.generator and (cfg.contrastive or cfg.teacher_cache or cfg.n_experts)),
+                    "without contrastive, teacher_cache and n_experts"))
     teacher_dtypes(cfg)
     if cfg.teacher_cache:
         check_cache(cfg)

@@ -36,6 +36,11 @@ class ModelConfig:
     n_labels: int = 0             # of a classifier (tools/finetune.py), in the vocabulary's place; 0 = none
     rope_theta: float = 10000.0   # llama only
     norm_eps: float = 1e-6        # gpt2: 1e-5
+    # experts (Switch Transformer): MLPs in the place of one, of which a token meets one
+    n_experts: int = 0            # 0 = none
+    expert_capacity: float = 1.0  # training: times T / n_experts tokens of a row an expert takes; 0 = all
+    sparse_every: int = 2         # layers with experts: 1, 3, 5 ...; 1 = all
+    router_jitter: float = 0.01   # training: the router's input times uniform(1 - jitter, 1 + jitter)
 
 
 class LanguageModel(nn.Module):
@@ -64,9 +69,12 @@ class LanguageModel(nn.Module):
                 if getattr(m, "bias", None) is not None:
                     nn.init.zeros_(m.bias)
         if self.cfg.arch == "gpt2":
-            for layer in self.model.layers:
-                for proj in (layer.self_attn.o_proj, layer.mlp.down_proj):
-                    nn.init.normal_(proj.weight, std=0.02 / math.sqrt(2 * self.cfg.n_layer))
+            for name, m in self.model.layers.named_modules():
+                if name.endswith(("o_proj", "down_proj")):
+                    nn.init.normal_(m.weight, std=0.02 / math.sqrt(2 * self.cfg.n_layer))
+        for m in self.modules():  # last: with one expert the other weights are the dense model's
+            if isinstance(m, Experts):
+                nn.init.normal_(m.router, std=0.02)
 
     def n_params(self):
         """Parameters, a tied head counted once."""
@@ -83,7 +91,7 @@ class Transformer(nn.Module):
         self.embed_tokens = nn.Embedding(cfg.vocab_size, cfg.n_embd)
         self.embed_positions = nn.Embedding(cfg.block_size, cfg.n_embd) if cfg.arch == "gpt2" else None
         self.drop = nn.Dropout(cfg.dropout)
-        self.layers = nn.ModuleList(Block(cfg) for _ in range(cfg.n_layer))
+        self.layers = nn.ModuleList(Block(cfg, has_experts(cfg, i)) for i in range(cfg.n_layer))
         self.norm = make_norm(cfg)
         rope = rope_table(cfg, cfg.block_size) if cfg.arch == "llama" else (None, None)
         self.register_buffer("cos", rope[0], persistent=False)  # (block_size, D)
@@ -123,12 +131,12 @@ class Transformer(nn.Module):
 class Block(nn.Module):
     """Pre-norm attention and MLP, each added to the residual stream."""
 
-    def __init__(self, cfg):
+    def __init__(self, cfg, experts=False):
         super().__init__()
         self.input_layernorm = make_norm(cfg)
         self.self_attn = Attention(cfg)
         self.post_attention_layernorm = make_norm(cfg)
-        self.mlp = SwiGLU(cfg) if cfg.arch == "llama" else MLP(cfg)
+        self.mlp = Experts(cfg) if experts else make_mlp(cfg)
         self.drop = nn.Dropout(cfg.dropout)
 
     def forward(self, h, rope, mask=None):
@@ -192,6 +200,54 @@ class SwiGLU(nn.Module):
         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
+class Experts(nn.Module):
+    """The Switch Transformer's layer (Fedus et al. 2021): y = p_e expert_e(x), p = softmax(W x), p_e largest.
+
+    In training an expert has places for a part of a row's T tokens, and who comes too late is dropped: y = 0.
+    In evaluation nobody is, or a text's score would depend on the texts and padding beside it in its row."""
+
+    def __init__(self, cfg):
+        super().__init__()
+        self.experts = nn.ModuleList(make_mlp(cfg) for _ in range(cfg.n_experts))
+        self.router = nn.Parameter(torch.empty(cfg.n_experts, cfg.n_embd))
+        self.capacity, self.jitter = cfg.expert_capacity, cfg.router_jitter
+
+    def forward(self, x):
+        (B, T, C), E = x.shape, len(self.experts)
+        k = places(self.capacity if self.training else 0, E, T)
+        with torch.autocast(x.device.type, enabled=False):
+            noisy = x.float()
+            if self.training and self.jitter:
+                noisy = noisy * torch.empty_like(noisy).uniform_(1 - self.jitter, 1 + self.jitter)
+            z = F.linear(noisy, self.router.float())  # (B, T, E)
+        p = z.softmax(-1)
+        gate, e = p.max(-1)                                         # (B, T)
+        met = e[..., None] == torch.arange(E, device=x.device)      # (B, T, E)
+        place = met.cumsum(1).gather(-1, e[..., None])[..., 0] - 1  # (B, T), those before it in the row
+        row = torch.arange(B, device=x.device)[:, None]
+        slot = torch.where(place < k, (e * B + row) * k + place, E * B * k).flatten()  # the last: dropped
+        slots = x.new_zeros(E * B * k + 1, C).index_copy(0, slot, x.flatten(0, 1))
+        y = torch.cat([expert(part) for expert, part in zip(self.experts, slots[:-1].chunk(E))])
+        y = F.pad(y, (0, 0, 0, 1)).index_select(0, slot).view(B, T, C)
+        if self.training:  # what train.py adds to the loss; a row's balance is 1 if all experts meet as many
+            balance = E * (met.float().mean(1) * p.mean(1)).sum(-1).mean()
+            self.measured = balance, z.logsumexp(-1).square().mean(), (place >= k).float().mean()
+        return y * gate[..., None].to(y.dtype)
+
+
+def places(capacity, n_experts, T):
+    """That an expert has for the T tokens of a row; with capacity 0 for all."""
+    return min(T, math.ceil(capacity * T / n_experts)) if capacity else T
+
+
+def has_experts(cfg, layer):
+    return cfg.n_experts > 0 and layer % cfg.sparse_every == 1 % cfg.sparse_every
+
+
+def make_mlp(cfg):
+    return SwiGLU(cfg) if cfg.arch == "llama" else MLP(cfg)
+
+
 def make_norm(cfg):
     return (nn.RMSNorm if cfg.arch == "llama" else nn.LayerNorm)(cfg.n_embd, cfg.norm_eps)
 
@@ -214,13 +270,17 @@ def rotate(x, cos, sin):
 def check_model_config(cfg):
     """Exit with one line if the sizes do not make a model."""
     need(cfg, **{key: (getattr(cfg, key) > 0, "at least 1") for key in
-                 ("vocab_size", "n_layer", "n_head", "n_embd", "intermediate_size", "block_size")})
+                 ("vocab_size", "n_layer", "n_head", "n_embd", "intermediate_size", "block_size",
+                  "sparse_every")})
     need(cfg,
          n_embd=(cfg.n_embd % cfg.n_head == 0, f"a multiple of n_head={cfg.n_head}"),
          n_head=(cfg.n_head % (cfg.n_kv_head or 1) == 0, f"a multiple of n_kv_head={cfg.n_kv_head}"),
          rope_theta=(cfg.rope_theta > 0, "above 0"),
          dropout=(cfg.dropout < 1, "below 1"),
-         attn_dropout=(cfg.attn_dropout < 1, "below 1"))
+         attn_dropout=(cfg.attn_dropout < 1, "below 1"),
+         n_experts=(not cfg.n_experts or cfg.n_layer > 1 or cfg.sparse_every == 1,
+                    "0 with n_layer=1, unless sparse_every=1"),
+         router_jitter=(cfg.router_jitter < 1, "below 1"))
     if cfg.arch == "llama":
         need(cfg, n_embd=(cfg.n_embd // cfg.n_head % 2 == 0,
                           f"an even multiple of n_head={cfg.n_head}: rotary positions turn pairs"))

@@ -39,7 +39,7 @@ from lib.machine import (
 from lib.objectives import climbed, masked_token_loss
 from lib.runs import Keeper, refuse_out_dir, spare, start_from
 from lib.shards import Shards
-from model import LanguageModel, ModelConfig, check_model_config
+from model import Experts, LanguageModel, ModelConfig, check_model_config
 
 
 @dataclass
@@ -83,6 +83,8 @@ class TrainConfig(LoopConfig, ModelConfig):
     data_dir: str = "data/babylm"
     seq_len: int = 128            # tokens in a training chunk, at most block_size
     micro_batch_size: int = 0     # sequences at a time on one rank (memory); 0 = batch_size / ranks
+    router_balance: float = 0.01  # with n_experts, weight in the loss of: as many tokens to each expert
+    router_z: float = 0.001       # and of: small router logits
     mask_rate: float = 0.15       # share of positions that a model with causal=False predicts
     curriculum: tuple[str, ...] = ()  # buckets of sources, "childes" or "switchboard cbt": epochs over the
                                   # first, then over the first two, and so on
@@ -127,6 +129,17 @@ def next_token_loss(trainee, batch, cfg, machine):
                         scale=machine.scale)
 
 
+def with_routers(loss_fn, trainee, batch, cfg):
+    """Any loss function's loss, and what keeps the routers of a student's experts in order: router_balance
+    E sum_e f_e P_e, with a sequence's share of tokens that met e and mean of p_e, and router_z (log sum_e
+    exp z_e)^2: means over their layers."""
+    loss, parts = loss_fn(trainee, batch)
+    experts = [layer.mlp for layer in trainee.student.model.layers if isinstance(layer.mlp, Experts)]
+    balance, z, dropped = (sum(values) / len(experts) for values in zip(*(m.measured for m in experts)))
+    loss = loss + cfg.router_balance * balance + cfg.router_z * z
+    return loss, {**parts, "router_balance": balance.detach(), "router_z": z.detach(), "dropped": dropped}
+
+
 # --- the loop -------------------------------------------------------------------------------------
 
 class Trainee(nn.Module):
@@ -148,6 +161,8 @@ def train(cfg, machine, data, trainee, loss_fn, keeper):
     """Train until data.total steps are done, or the keeper has seen enough. data gives `batch(step,
     micro_step)`; the keeper (lib/runs.py) says where to begin, and logs, validates and saves between the
     steps."""
+    if getattr(cfg, "n_experts", 0):
+        loss_fn = partial(with_routers, loss_fn, cfg=cfg)
     optimizers = make_optimizers(trainee, cfg)
     guard = Guard(cfg, machine, optimizers)
     step = keeper.begin(trainee, optimizers, guard)
@@ -265,7 +280,8 @@ def start(cfg):
          seq_len=(cfg.seq_len > 0, "at least 1"),
          mask_rate=(cfg.mask_rate <= 1, "at most 1"),
          curriculum_epochs=(cfg.curriculum_epochs, "at least 1"),
-         ascent=(not (cfg.ascent and (cfg.sam_rho or cfg.optimizer == "muon")), "False with sam_rho or muon"),
+         ascent=(not (cfg.ascent and (cfg.sam_rho or cfg.n_experts or cfg.optimizer == "muon")),
+                 "False with sam_rho, n_experts or muon"),
          n_labels=(cfg.n_labels == 0, "0: tools/finetune.py makes classifiers"))
     shards = Shards(cfg.data_dir, "train")
     vocab_size = shards.meta["vocab_size"]
@@ -292,6 +308,10 @@ def start(cfg):
     data = Chunks(cfg, machine, shards)
     compile = pays_to_compile(cfg, machine, data) and can_compile(device, rank)
     graphs = machine.kind.graphs and cfg.cuda_graphs == "auto"
+    if cfg.n_experts and graphs:
+        graphs = False
+        if rank == 0:
+            print("notice: no CUDA graphs with n_experts: a replay leaves no balance and z loss behind")
     return machine._replace(compile=compile, graphs=graphs), data
 
 

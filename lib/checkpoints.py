@@ -220,8 +220,9 @@ def read_weights(folder, cfg):
             found = {name: (tuple(tensor.get_shape()), tensor.get_dtype()) for name, tensor in found.items()}
     except SafetensorError as e:
         sys.exit(f"error: {path} is not a safetensors file, or is damaged: {e}")
-    if cfg.n_layer > len(found):  # an outline of a million layers would take minutes
-        sys.exit(f"error: {path} has {len(found)} tensors, too few for n_layer={cfg.n_layer}")
+    for key in "n_layer", "n_experts":  # an outline of a million layers would take minutes
+        if getattr(cfg, key) > len(found):
+            sys.exit(f"error: {path} has {len(found)} tensors, too few for {key}={getattr(cfg, key)}")
     try:
         with torch.device("meta"):
             expected = {name: (tuple(t.shape), "F32") for name, t in LanguageModel(cfg).state_dict().items()}

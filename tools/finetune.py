@@ -51,7 +51,7 @@ from lib.files import check_writable, lock, parse_json, read_json, regular, sha2
 from lib.machine import start_machine
 from lib.runs import Keeper, differences
 from lib.scoring import added_bos
-from model import LanguageModel
+from model import Experts, LanguageModel
 from train import LoopConfig, Trainee, check_loop_config, train
 
 
@@ -502,6 +502,8 @@ def new_ensemble(cfg, n_labels, device):
     rules = RULES[cfg.rules]
     make = classifier if rules.head == "linear" else mlp_classifier
     models = [make(load_checkpoint(path)[0], n_labels).to(device) for path in cfg.ckpt]
+    for m in (m for model in models for m in model.modules() if isinstance(m, Experts)):
+        m.capacity = 0  # a token of a text must not be dropped for the padding of its row
     if cfg.lora_rank:
         for model in models:
             add_lora(model, cfg)

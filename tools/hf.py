@@ -94,6 +94,8 @@ def export(path, folder, bos="auto"):
     if cfg.n_labels:
         sys.exit(f"error: {path} is a classifier (n_labels={cfg.n_labels}); "
                  "only language models are exported")
+    if cfg.n_experts:
+        sys.exit(f"error: {path} has experts (n_experts={cfg.n_experts}), which neither format has")
     if cfg.arch == "gpt2" and cfg.n_kv_head not in (0, cfg.n_head):
         sys.exit(f"error: {path} has n_kv_head={cfg.n_kv_head}: Hugging Face's GPT-2 has no grouped queries")
     sentencepiece = isinstance(tokenizer, SentencePieceTokenizer)

@@ -4,9 +4,10 @@
     python -m tools.plan config/gpt2_705m.py mine.py --cards="mine:24:71:0.4" --data_dir=data/babylm
 
 Hours are a config's operations over the share of its rate that a card is supposed to reach. Memory is
-lib/costs.py's, in bfloat16 with CUDA graphs: within 10% of what torch's allocator took from a simulated card
-(tests/test_plan.py). A micro-batch fits where it leaves a tenth of the card. A teacher out/NAME is taken to
-have the sizes of NAME.py beside the config (digits at NAME's end aside), and to run on the fly.
+lib/costs.py's, in bfloat16 with CUDA graphs (without for a student with experts): within 10% of what torch's
+allocator took from a simulated card (tests/test_plan.py). A micro-batch fits where it leaves a tenth of the
+card. A teacher out/NAME is taken to have the sizes of NAME.py beside the config (digits at NAME's end aside),
+and to run on the fly.
 """
 import glob
 import math
@@ -96,7 +97,8 @@ def cells(path, plan, cards):
         n = LanguageModel(student).n_params()
 
     def gib(micro_batch):
-        machine = Machine(torch.device("cuda"), micro_batch=micro_batch, dtype=torch.bfloat16, graphs=True)
+        machine = Machine(torch.device("cuda"), micro_batch=micro_batch, dtype=torch.bfloat16,
+                          graphs=not cfg.n_experts)
         return training_bytes(cfg, machine, n, teachers) / 2 ** 30
 
     def largest(card):
