@@ -154,10 +154,10 @@ def load_teachers(cfg, machine, data):
     teachers = []
     for path, dtype in zip(cfg.teachers, teacher_dtypes(cfg)):
         model, described = load_beside(cfg, machine, data, path, "teacher")
-        if dtype == "int8" and model.cfg.n_experts:
-            sys.exit(f"error: teacher {path} has experts (n_experts={model.cfg.n_experts}), which have no "
-                     "int8 form; use teacher_dtype bfloat16 for it")
         if dtype == "int8":
+            if model.cfg.n_experts:
+                sys.exit(f"error: teacher {path} has experts (n_experts={model.cfg.n_experts}), which have "
+                         "no int8 form; use teacher_dtype bfloat16 for it")
             quantize_int8_(model)
         elif dtype == "bfloat16":
             for p in model.parameters():  # the rotary tables stay float32

@@ -40,14 +40,14 @@ class Waits(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("kind", [
-    "plain", "accumulated, SAM", "masked", "distilled", "contrast", "generator", "float16"])
+    "plain", "accumulated, SAM", "masked", "experts", "distilled", "contrast", "generator", "float16"])
 def test_no_step_waits_for_the_device_unless_it_is_logged(data, teachers, tmp_path, monkeypatch, kind):
     change = dict(max_iters=12, log_interval=6, eval_interval=12, epochs=9)
     masked = dict(arch="gpt2", tie_weights=True, norm_eps=1e-5, causal=False)
     if kind == "generator":
         run_train(data, tmp_path / "g", max_iters=2, eval_interval=2, **masked)
     settings = {
-        "plain": {}, "float16": dict(dtype="float16"), "masked": masked,
+        "plain": {}, "float16": dict(dtype="float16"), "masked": masked, "experts": dict(n_experts=4),
         "accumulated, SAM": dict(micro_batch_size=4, sam_rho=0.1),
         "distilled": dict(teachers=tuple(teachers[:2])),
         "contrast": dict(teachers=tuple(teachers[:1]), contrastive=0.2, n_pairs=8),

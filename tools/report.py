@@ -94,10 +94,12 @@ def model(this):
     """What it is, in two lines."""
     shape, kind = this.described["model"], dict(gpt2="GPT-2", llama="Llama")
     loss, steps = this.described.get("val_ce"), [row["step"] for row in trained(this)]
+    mlp = f"MLP {shape['intermediate_size']}"
+    mlp += f" or {shape['n_experts']} experts of that" if shape.get("n_experts") else ""
     keys = f" ({shape['n_kv_head']} of keys and values)" if shape.get("n_kv_head") else ""
     return [
         Paragraph(f"{kind[shape['arch']]}, {count(this.described.get('parameters'))} parameters: "
-                  f"{shape['n_layer']} layers of width {shape['n_embd']} (MLP {shape['intermediate_size']}), "
+                  f"{shape['n_layer']} layers of width {shape['n_embd']} ({mlp}), "
                   f"{shape['n_head']} heads{keys}, {shape['block_size']:,} positions, "
                   f"{shape['vocab_size']:,} tokens{', tied embeddings' if shape.get('tie_weights') else ''}"
                   f"{'' if shape.get('causal', True) else '; a masked language model'}."),

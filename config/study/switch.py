@@ -3,9 +3,9 @@
 # expert of capacity 1 is like the dense model, more experts or capacity are worse. Parameters: 10,480,128
 # dense; 10,481,152 with one expert, 12,584,448 with two, 16,791,040 with four, 25,204,224 with eight.
 #   python -m tools.study config/study/switch.py --seeds=1,2,3 --nproc_per_node=4
-# Tokens are dropped in training alone; validation and scores drop nobody. The paper's authors had transformers'
-# SwitchTransformers of 2023, which was not this: there a dropped token got p_e x in the place of 0, the
-# router's noise was on in evaluation too, the balance counted dropped tokens as expert 0's.
+# Tokens are dropped in training alone; validation and scores drop nobody. The paper's authors had what
+# transformers called SwitchTransformers in 2023: there a dropped token got p_e x in the place of 0, the noise
+# of the router was on in evaluation too, and the balance counted the dropped as expert 0's.
 _model = "config/gpt2_10m.py"
 runs = [f"dense {_model}", f"1-expert {_model} --n_experts=1"]
 runs += [
