@@ -130,6 +130,15 @@ def test_jitter_is_that_of_transformers():
         assert torch.equal(ours(x), ours.train()(x))
 
 
+def test_the_first_in_a_row_have_the_places():
+    """Where all choose one expert: 10 tokens, 4 experts, 0.9 x 10 / 4 = 2.25 places are 3."""
+    layer = Experts(ModelConfig(arch="gpt2", n_experts=4, expert_capacity=0.9, n_embd=8)).train()
+    torch.nn.init.zeros_(layer.router)
+    kept = (layer(torch.randn(2, 10, 8)) != 0).any(-1)
+    assert kept.tolist() == [[True] * 3 + [False] * 7] * 2
+    assert layer.measured[2].item() == pytest.approx(0.7)
+
+
 @pytest.mark.parametrize("causal", [True, False])
 def test_the_future_and_other_rows_drop_nobody(causal):
     """In training, where tokens are dropped: what comes later, and other rows, change nothing before."""
@@ -257,14 +266,16 @@ def test_sampling_goes_on_as_the_whole_text_reads():
         assert model(torch.tensor([ids[:20]]))[0, n - 1].argmax() == ids[n]
 
 
-def test_fine_tuning_reads_each_text_as_if_alone(corpus, data, tmp_path, capsys):
+def test_fine_tuning_reads_each_text_as_if_alone(data, tmp_path):
     """Also in training, whatever the padding; the loss is the task's alone."""
-    run_train(data, tmp_path / "run", max_iters=2, **{**SWITCH, "expert_capacity": 0.1})
-    capsys.readouterr()
+    run_train(data, tmp_path / "run", max_iters=2, **{**SWITCH, "expert_capacity": 1.0})
     cfg = finetune.FinetuneConfig(
         ckpt=(str(tmp_path / "run"),), data=write_task(tmp_path / "glue", n=16, valid=8), tasks=("rte",),
         out_dir=str(tmp_path / "glue"), device="cpu", max_length=32, batch_size=8, epochs=1, log_interval=1)
     ensemble = finetune.new_ensemble(cfg, 2, torch.device("cpu")).train()
+    for layer in experts_of(ensemble):
+        torch.nn.init.zeros_(layer.router)  # all choose one, whose places would be 1, 3 and 5 here
+        torch.nn.init.normal_(layer.experts[0].down_proj.weight)
     texts = [finetune.Example(list(range(10, 10 + n)), 0) for n in (4, 9, 20)]
     together = ensemble(finetune.to_batch(texts, torch.device("cpu")))
     alone = torch.cat([ensemble(finetune.to_batch([text], torch.device("cpu"))) for text in texts])
