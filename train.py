@@ -53,7 +53,6 @@ class LoopConfig:
     max_iters: int = 0            # stop after this many optimizer steps; 0 = all that the epochs have
     batch_size: int = 128         # sequences per optimizer step, all ranks together
     # AdamW and its schedule: linear warm-up, then down to min_lr; decay on matrices only
-    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the layers' matrices, at AdamW's rates
     learning_rate: float = 3e-4
     min_lr: float = 0.0
     warmup_iters: int = 200
@@ -214,18 +213,13 @@ def make_optimizers(trainee, cfg):
     """AdamW; weight decay on matrices and embeddings, not on biases and norms (as in HF's Trainer). A list:
     there may be more, for other parameters. A group with an 'lr_scale' has so many times the learning
     rate."""
-    named = [(name, p) for name, p in trainee.named_parameters() if p.requires_grad]
-    matrices = [p for name, p in named if cfg.optimizer == "muon" and ".layers." in name and p.dim() == 2]
-    # Muon (Jordan, 2024), its steps of AdamW's size (Liu et al., 2025, "Muon is scalable for LLM training")
-    muon = [torch.optim.Muon(matrices, lr=cfg.learning_rate, weight_decay=cfg.weight_decay,
-                             adjust_lr_fn="match_rms_adamw")] if matrices else []
-    params = [p for _, p in named if not any(p is matrix for matrix in matrices)]
+    params = [p for p in trainee.parameters() if p.requires_grad]
     of_vectors = cfg.weight_decay if getattr(cfg, "decay_all", False) else 0.0
     groups = [dict(params=[p for p in params if p.dim() >= 2], weight_decay=cfg.weight_decay),
               dict(params=[p for p in params if p.dim() < 2], weight_decay=of_vectors)]
     return [torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=cfg.adam_eps,
                               fused=KINDS[params[0].device.type].fused,
-                              maximize=getattr(cfg, "ascent", False)), *muon]
+                              maximize=getattr(cfg, "ascent", False))]
 
 
 def clip_gradients(params, max_norm):
@@ -280,8 +274,7 @@ def start(cfg):
          seq_len=(cfg.seq_len > 0, "at least 1"),
          mask_rate=(cfg.mask_rate <= 1, "at most 1"),
          curriculum_epochs=(cfg.curriculum_epochs, "at least 1"),
-         ascent=(not (cfg.ascent and (cfg.sam_rho or cfg.n_experts or cfg.optimizer == "muon")),
-                 "False with sam_rho, n_experts or muon"),
+         ascent=(not (cfg.ascent and (cfg.sam_rho or cfg.n_experts)), "False with sam_rho or n_experts"),
          n_labels=(cfg.n_labels == 0, "0: tools/finetune.py makes classifiers"))
     shards = Shards(cfg.data_dir, "train")
     vocab_size = shards.meta["vocab_size"]

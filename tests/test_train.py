@@ -138,7 +138,6 @@ def test_micro_batches_change_nothing(data, tmp_path, size):
 
 @pytest.mark.parametrize("change", [
     dict(micro_batch_size=4, random_offset=True, **GPT2),
-    dict(optimizer="muon", weight_decay=0.5),
     pytest.param(dict(dtype="bfloat16", epochs=5, batch_size=128, max_iters=9, eval_interval=4),
                  marks=pytest.mark.slow),
 ])
