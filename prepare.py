@@ -168,6 +168,10 @@ def print_curriculum(cfg):
                  "newer than it; prepare it again")
     need(cfg, buckets=(1 <= cfg.buckets <= len(counts),
                        f"1 to {len(counts)}, the number of {cfg.readability}'s sources"))
+    parted = [source for source in counts if len(source.split()) != 1]
+    if parted:
+        sys.exit(f"error: a curriculum cannot name '{parted[0]}': blanks part the sources of a bucket; "
+                 "rename its file and prepare the text again")
     print(f"# The sources of {cfg.readability} from easy to hard (lib/readability.py).\n"
           f"#   python prepare.py --readability={cfg.readability} --buckets={cfg.buckets}\n"
           + curriculum(counts, cfg.buckets))

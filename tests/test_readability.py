@@ -224,6 +224,15 @@ def test_there_are_no_more_buckets_than_sources(prepared, n):
         main(PrepareConfig(readability=prepared, buckets=n))
 
 
+def test_a_source_with_a_blank_is_in_no_bucket(prepared, tmp_path):
+    os.symlink(f"{prepared}/tokenizer.model", tmp_path / "tokenizer.model")
+    with open(f"{prepared}/meta.json") as f:
+        (tmp_path / "meta.json").write_text(f.read())
+    edit_json(tmp_path / "meta.json", readability={"my text": dict(W=9, S=1, Y=9, K=9, P=0)})
+    with pytest.raises(SystemExit, match="^error: a curriculum cannot name 'my text'"):
+        main(PrepareConfig(readability=str(tmp_path), buckets=1))
+
+
 @pytest.mark.parametrize("wrong", [[], {"cbt": 3}, {"cbt": dict(W=1, S=1, Y=1, K=1)},
                                    {"cbt": dict(W=1, S=-1, Y=1, K=1, P=1)}])
 def test_an_edited_description_is_refused(text, prepared, tmp_path, wrong):

@@ -248,6 +248,10 @@ def test_folders_of_others_and_torn_journals(cfg_of, data, tmp_path):
     (dict(priors=("out_dir choice a b",)), "'out_dir' is no setting to draw"),
     (dict(priors=("dropout uniform 0 1",) * 2), "or stands there twice"),
     (dict(priors=()), "no setting to draw"),
+    (dict(priors=("batch_size choice 8 many",)), "'batch_size' wants int, got 'many'"),
+    (dict(priors=("batch_size uniform 0 0.4",)), "'batch_size' wants int, got '0.2'"),
+    (dict(blimp=("nowhere",)), "no folder of minimal pairs 'nowhere'"),
+    (dict(blimp=("lib", "tests/../lib")), "minimal pairs have the same name"),
     (dict(run="none.py"), "no config file 'none.py'"),
     (dict(run="--data_dir=nowhere"), "no data folder nowhere"),
     (dict(run="--init_from=nowhere"), "no checkpoint at 'nowhere'|no data folder")])

@@ -94,6 +94,13 @@ def check_study(cfg):
     """{name: SHA-256} of the folders of minimal pairs; or exit with one line."""
     if not cfg.runs:
         sys.exit("error: no runs; name a config that lists them: python -m tools.study config/demo/study.py")
+    pairs = check_pairs(cfg)
+    check_seeds(cfg.seeds)
+    return pairs
+
+
+def check_pairs(cfg):
+    """{name: SHA-256} of the folders of minimal pairs, also for tools/sweep.py; or exit with one line."""
     for folder in cfg.blimp:
         if not os.path.isdir(folder):
             sys.exit(f"error: no folder of minimal pairs '{folder}'; name one that is there with --blimp "
@@ -104,7 +111,6 @@ def check_study(cfg):
     if "," in "".join((cfg.out_dir, *cfg.blimp)):
         sys.exit("error: out_dir and blimp cannot have a comma in a folder's name: it parts the folders of a "
                  "list")
-    check_seeds(cfg.seeds)
     return pairs
 
 

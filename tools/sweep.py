@@ -40,7 +40,7 @@ from lib.files import git_revision, parse_json, regular, write_lines
 from lib.machine import hardware, pick_device
 from lib.shards import data_sha256, read_meta
 from tools import finetune
-from tools.study import Run, check_scored, differing, origin, pairs_sha256, point_out_others, score_run
+from tools.study import Run, check_pairs, check_scored, differing, origin, point_out_others, score_run
 from train import TrainConfig
 
 # BabyLlama-2's sweep file: setting, distribution and its two numbers (mu and sigma of the natural logarithm
@@ -75,7 +75,7 @@ class SweepConfig:
 def main(cfg):
     check_sweep(cfg)
     sweeps = [(one, *identity(one)) for one in by_task(cfg)]  # mistakes show before anything is written
-    pairs = dict(map(pairs_sha256, cfg.blimp))
+    pairs = check_pairs(cfg)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped by a signal; the same command goes on"))
     for one, run_cfg, not_drawn, data in sweeps:
         study = open_search(one)
@@ -279,7 +279,7 @@ def drawn(cfg, uniform):
     if task_of(cfg):
         if settings.get("schedule") == "constant" and "warmup_iters" in settings:
             settings["warmup_iters"] = 0  # Hugging Face's schedule of this name has none
-    elif "batch_size" in settings:
+    elif re.fullmatch("[1-9][0-9]*", str(settings.get("batch_size", ""))):  # of others configure() tells
         batch_size = int(settings["batch_size"])
         fitting = range(min(cfg.max_micro_batch, batch_size), 0, -1)
         settings["micro_batch_size"] = next(m for m in fitting if batch_size % m == 0)
@@ -336,7 +336,7 @@ def run_trial(cfg, trial, settings):
     for key in ("hardware", "git_revision"):
         trial.set_user_attr(key, described[key])
     rows = validations(run_cfg.out_dir)
-    score = min(rows, key=lambda row: row[goal.chosen_by])[goal.score] if rows else math.inf
+    score = min(rows, key=lambda row: row[goal.chosen_by])[goal.score]
     if pruned:
         return "PRUNED", None, f": stopped early, {goal.title} {score:.4f}"
     return "COMPLETE", score, f": {goal.title} {score:.4f}"
