@@ -222,3 +222,11 @@ def test_scatter_has_each_run_and_its_r_squared(tmp_path):
     assert titles(figure) == [("test loss, nats per token", f"R² = {r_squared(val, test):.3f}"),
                               ("pairs, %", f"R² = {r_squared(val, scores):.3f}")]
     assert figure.axes[0].lines[0].get_ydata().tolist() == test
+
+
+def test_a_sweep_that_was_not_scored_is_not_called_damaged(tmp_path):
+    """Its user would delete what is good."""
+    row = dict(name="trial_0", state="complete", val_ce=2.0, settings={}, data_sha256="")
+    (tmp_path / "results.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(SystemExit, match="trial that was not scored; repeat the command .* --blimp"):
+        plot.scatter(Figure(), [f"{tmp_path}/results.jsonl"], ["x"])

@@ -376,7 +376,10 @@ def result_rows(path):
                 row = parse_json(line)
                 good = is_begun(row) and ("val_ce" not in row or is_done(row))
             except ValueError:
-                good = False
+                row, good = None, False
+            if isinstance(row, dict) and "state" in row and "accuracy" not in row:
+                sys.exit(f"error: {path}, line {n}: a sweep's trial that was not scored; repeat the command "
+                         "of the sweep (of pre-training) with --blimp=... or --test_loss")
             if not good or any(row["name"] == other["name"] for other in rows):
                 sys.exit(f"error: {path}, line {n}, is damaged, there twice or of older code; delete the "
                          "line and its run's folder to run it again, or name another --out_dir")
