@@ -417,6 +417,7 @@ def test_hostile_text_round_trips_or_is_reported(tmp_path, tokenizer, name):
     assert load_tokenizer(tokenizer).decode(tokens(d)) == unicodedata.normalize("NFKC", WORDS) + expected
 
 
+@pytest.mark.thorough
 def test_a_line_of_ten_megabytes(tmp_path, tokenizer):
     text = "".join(f"word{i % 997} " for i in range(1_300_000))
     source = write(tmp_path / "in", {"train_10M/a.train": text, "dev/a.dev": WORDS})

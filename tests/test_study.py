@@ -299,6 +299,7 @@ def test_other_weights_and_pairs_are_not_mixed_in(cfg_of, small, corpus, data, t
     assert in_process == ran
 
 
+@pytest.mark.thorough
 def test_what_lies_in_the_folders_is_known_by_its_line(cfg_of, small, tmp_path, in_process):
     """A run without its line, a line without its run, and a run whose teacher's recipe has changed."""
     cfg = cfg_of(f"a {small}", f"b {small} a")
