@@ -18,7 +18,7 @@ import numpy as np
 
 from eval_blimp import result_name, texts_sha256
 from lib.charts import Line, line_chart, violins
-from lib.checkpoints import load_ensemble, run_folder, weights_sha256
+from lib.checkpoints import load_ensemble, run_folder
 from lib.configurator import configure, launch
 from lib.files import check_writable, read_json, write_lines
 from lib.lineage import hours, lineage, look_at, prepared_text, trained, words_seen
@@ -29,7 +29,7 @@ from lib.scoring import Candidate
 from lib.tasks import RULES, read_items
 from sample import SampleConfig, generate
 from tools import finetune, submit
-from tools.compare import read_results
+from tools.compare import is_finetuned, read_glue, read_results
 from tools.plot import validated_on
 
 WORST, WRONG = 5, 3  # paradigms, and items of each
@@ -207,7 +207,11 @@ def read_scores(cfg, path):
         aoa[rules] = read(f"aoa_{rules}.json", ("score",))
         summaries[rules] = read(f"scores_{rules}/summary.json", ("benchmarks", "means", "missing"))
     reading = read("reading.json", ("rules", "reading", "eye_tracking", "self_paced"))
-    return Scores(folders, reading, aoa, summaries, read_glue(cfg.glue, path) if cfg.glue else {})
+    if cfg.glue and not is_finetuned(cfg.glue):
+        sys.exit(f"error: no {os.path.join(cfg.glue, 'results.json')}; make it with tools.finetune "
+                 f"--ckpt={path} --out_dir={cfg.glue}")
+    glue = read_glue([[path, cfg.glue]])[0] if cfg.glue else {}
+    return Scores(folders, reading, aoa, summaries, glue)
 
 
 def read_folders(file):
@@ -216,19 +220,6 @@ def read_folders(file):
         return {}
     (result,) = read_results(file).values()
     return {folder: {**row, "step": result.get("step")} for folder, row in result["folders"].items()}
-
-
-def read_glue(folder, path):
-    file, found = os.path.join(folder, "results.json"), {}
-    if not os.path.isfile(file):
-        sys.exit(f"error: no {file}; make it with tools.finetune --ckpt={path} --out_dir={folder}")
-    for task, seeds in finetune.read_results(file).items():
-        for row in seeds.values():
-            if row.get("inputs_sha256", {}).get("weights") != [weights_sha256(path)]:
-                sys.exit(f"error: glue: {file} has {task} of another model than {path}")
-            tasks = found.setdefault(row.get("rules", "2024"), {})
-            tasks.setdefault(task, []).append(100 * row[finetune.TASKS[task][2]])
-    return found
 
 
 def scored(scores, this):
