@@ -53,6 +53,7 @@ class LoopConfig:
     max_iters: int = 0            # stop after this many optimizer steps; 0 = all that the epochs have
     batch_size: int = 128         # sequences per optimizer step, all ranks together
     # AdamW and its schedule: linear warm-up, then down to min_lr; decay on matrices only
+    optimizer: Literal["adamw", "muon"] = "adamw"  # muon: for the layers' matrices, with AdamW's rates
     learning_rate: float = 3e-4
     min_lr: float = 0.0
     warmup_iters: int = 200
@@ -210,16 +211,22 @@ def train(cfg, machine, data, trainee, loss_fn, keeper):
 
 
 def make_optimizers(trainee, cfg):
-    """AdamW; weight decay on matrices and embeddings, not on biases and norms (as in HF's Trainer). A list:
-    there may be more, for other parameters. A group with an 'lr_scale' has so many times the learning
-    rate."""
-    params = [p for p in trainee.parameters() if p.requires_grad]
+    """AdamW; weight decay on matrices and embeddings, not on biases and norms (as in HF's Trainer). With
+    muon the layers' matrices have Muon (Jordan 2024), its steps as large as AdamW's (Liu et al. 2025,
+    arXiv 2502.16982, so one rate and decay suit both). A group with an 'lr_scale' has so many times the
+    learning rate."""
+    layers = trainee.student.model.layers.parameters() if cfg.optimizer == "muon" else []
+    matrices = [p for p in layers if p.dim() == 2 and p.requires_grad]
+    muon = [torch.optim.Muon([dict(params=matrices)], lr=cfg.learning_rate, weight_decay=cfg.weight_decay,
+                             adjust_lr_fn="match_rms_adamw")] if matrices else []
+    inside = set(matrices)
+    params = [p for p in trainee.parameters() if p.requires_grad and p not in inside]
     of_vectors = cfg.weight_decay if getattr(cfg, "decay_all", False) else 0.0
     groups = [dict(params=[p for p in params if p.dim() >= 2], weight_decay=cfg.weight_decay),
               dict(params=[p for p in params if p.dim() < 2], weight_decay=of_vectors)]
     return [torch.optim.AdamW(groups, lr=cfg.learning_rate, betas=(cfg.beta1, cfg.beta2), eps=cfg.adam_eps,
                               fused=KINDS[params[0].device.type].fused,
-                              maximize=getattr(cfg, "ascent", False))]
+                              maximize=getattr(cfg, "ascent", False)), *muon]
 
 
 def clip_gradients(params, max_norm):
@@ -274,7 +281,8 @@ def start(cfg):
          seq_len=(cfg.seq_len > 0, "at least 1"),
          mask_rate=(cfg.mask_rate <= 1, "at most 1"),
          curriculum_epochs=(cfg.curriculum_epochs, "at least 1"),
-         ascent=(not (cfg.ascent and (cfg.sam_rho or cfg.n_experts)), "False with sam_rho or n_experts"),
+         ascent=(not (cfg.ascent and (cfg.sam_rho or cfg.n_experts or cfg.optimizer == "muon")),
+                 "False with sam_rho, n_experts or muon"),
          n_labels=(cfg.n_labels == 0, "0: tools/finetune.py makes classifiers"))
     shards = Shards(cfg.data_dir, "train")
     vocab_size = shards.meta["vocab_size"]
@@ -313,6 +321,8 @@ def check_loop_config(cfg):
          batch_size=(cfg.batch_size > 0, "at least 1"),
          log_interval=(cfg.log_interval > 0, "at least 1"),
          epochs=(cfg.epochs > 0, "at least 1"),
+         optimizer=(cfg.optimizer == "adamw" or hasattr(torch.optim, "Muon"),
+                    f"adamw: Muon wants torch 2.9, this is {torch.__version__}"),
          beta1=(cfg.beta1 < 1, "below 1"),
          beta2=(cfg.beta2 < 1, "below 1"),
          adam_eps=(cfg.adam_eps > 0, "above 0"),

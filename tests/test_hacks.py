@@ -161,15 +161,15 @@ def test_the_students_average_teaches(hacked, data, teachers):
     assert not np.allclose(student["lm_head.weight"], average["companion.lm_head.weight"])
 
 
-def test_muon_beside_adamw(hacked, data):
-    out = train_and_resume(hacked("muon"), "train.py", data, muon_lr=0.05)
+def test_muon_with_a_rate_of_its_own(hacked, data):
+    out = train_and_resume(hacked("muon"), "train.py", data, optimizer="muon", muon_lr=0.05)
     folder = find_checkpoint(str(out))
     assert sorted(read_json(os.path.join(folder, "state.json"))["optimizers"]) == ["AdamW", "Muon"]
     names = saved_state(folder).keys()
     assert "momentum_buffer.model.layers.0.mlp.up_proj.weight" in names and "exp_avg.lm_head.weight" in names
     # by plain AdamW: refused
     with pytest.raises(SystemExit, match="the optimizer's state of model.layers.0"):
-        run_train(data, out, resume=True, max_iters=9)
+        run_train(data, out, resume=True, max_iters=9, optimizer="adamw")
 
 
 def test_a_source_with_its_cleaner(hacked, corpus, tmp_path):

@@ -138,6 +138,7 @@ def test_micro_batches_change_nothing(data, tmp_path, size):
 
 @pytest.mark.parametrize("change", [
     dict(micro_batch_size=4, random_offset=True, **GPT2),
+    dict(optimizer="muon", weight_decay=0.5),
     pytest.param(dict(dtype="bfloat16", epochs=5, batch_size=128, max_iters=9, eval_interval=4),
                  marks=pytest.mark.slow),
 ])
@@ -263,6 +264,24 @@ def test_decay_reaches_matrices_only():
     assert not any("norm" in name or name.endswith("bias") for name in decayed)
 
 
+def test_muon_has_the_matrices_of_the_layers():
+    cfg = train_config("none", "none", optimizer="muon", weight_decay=0.5, vocab_size=VOCAB)
+    model = LanguageModel(train.model_config(cfg))
+    adamw, muon = train.make_optimizers(train.Trainee(model), cfg)
+    names = {id(p): name for name, p in model.named_parameters()}
+    of_muon, of_adamw = ([names[id(p)] for group in optimizer.param_groups for p in group["params"]]
+                         for optimizer in (muon, adamw))
+    assert sorted(of_muon + of_adamw) == sorted(names.values())
+    assert set(of_muon) == {name for name in names.values() if ".layers." in name and "_proj" in name}
+    assert muon.param_groups[0]["weight_decay"] == 0.5
+    # as large as AdamW's: its first step has an rms near the rate, and Muon's 0.2 of it, AdamW's later on
+    w = model.model.layers[0].mlp.up_proj.weight
+    before, w.grad = w.detach().clone(), torch.randn_like(w)
+    muon.param_groups[0]["weight_decay"] = 0.0
+    muon.step()
+    assert (w - before).pow(2).mean().sqrt().item() == pytest.approx(0.2 * cfg.learning_rate, rel=0.15)
+
+
 def test_schedule():
     cfg = TrainConfig(learning_rate=1.0, min_lr=0.1, warmup_iters=9)
     rates = [train.learning_rate(cfg, step, 109) for step in range(109)]
@@ -289,6 +308,7 @@ def test_schedule():
     (dict(beta2=1.0), "beta2=1.0 must be below 1"),
     (dict(adam_eps=0.0), "adam_eps=0.0 must be above 0"),
     (dict(rope_theta=0.0), "rope_theta=0.0 must be above 0"),
+    (dict(optimizer="muon", ascent=True), "ascent=True must be False with sam_rho, n_experts or muon"),
     (dict(wandb=True), "pip install wandb"),
 ])
 def test_bad_settings_are_one_line(data, tmp_path, change, message):
