@@ -253,18 +253,21 @@ def make_norm(cfg):
 
 
 def rope_table(cfg, positions):
-    """cos and sin of position * theta^(-2i/D), each (positions, D), the D/2 angles twice over."""
+    """cos and sin of position * theta^(-2i/D), each (positions, D), the D/2 angles twice over; sin with the
+    sign that the first half of `rotate` wants."""
     head_dim = cfg.n_embd // cfg.n_head
     freqs = cfg.rope_theta ** (-torch.arange(0, head_dim, 2).float() / head_dim)
     angles = torch.outer(torch.arange(positions).float(), freqs).repeat(1, 2)
-    return angles.cos(), angles.sin()
+    sin = angles.sin()
+    sin[:, :head_dim // 2].neg_()
+    return angles.cos(), sin
 
 
 def rotate(x, cos, sin):
     """Rotary position embedding, half-split: pairs are (i, i + D/2). x (B, H, T, D), cos (T, D) or
     (B, 1, T, D)."""
-    a, b = x.float().chunk(2, dim=-1)
-    return (x * cos + torch.cat((-b, a), dim=-1) * sin).type_as(x)
+    # rolled, not cut and joined: that gradient, compiled by torch 2.13 for a CPU with AVX-512, is not a number
+    return (x * cos + x.roll(x.shape[-1] // 2, -1) * sin).type_as(x)
 
 
 def check_model_config(cfg):
