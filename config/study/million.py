@@ -10,20 +10,32 @@
 _llama = "config/llama_16m.py --n_layer=4 --n_head=4"
 _gpt2 = "config/gpt2_10m.py --n_layer=4 --n_head=4 --micro_batch_size=0 --weight_decay=0.1 --dropout=0"
 _student = f"{_llama} --n_embd=128 --intermediate_size=384"
+_large = f"{_llama} --n_embd=192 --intermediate_size=512"
 _published = "--kl_reduction=sequence"
+_teacher, _taught = "config/strong_teacher.py", "config/strong_student.py"
 runs = [
     f"plain {_student}",
     # Baby Llama
     f"gpt2 {_gpt2} --n_embd=192 --intermediate_size=768",
-    f"llama {_llama} --n_embd=192 --intermediate_size=512",
-    "teachers ensemble gpt2 llama",
+    f"llama {_large}",
     f"babyllama {_student} {_published} gpt2 llama",
-    f"babyllama-token {_student} gpt2 llama",
+    # beyond the papers: as many teachers as large, as many words
+    f"strong1 {_large} {_teacher} --seed=+100",
+    f"strong2 {_large} {_teacher} --seed=+200",
+    f"strong {_student} {_taught} strong1 strong2",
+    # and each of its parts taken away
+    f"strong-alone {_student} {_teacher} --weight_decay=1",
+    f"strong-papers-teachers {_student} {_taught} gpt2 llama",
+    f"strong-adamw {_student} {_taught} --optimizer=adamw --weight_decay=0.1 strong1 strong2",
+    f"strong-papers-loss {_student} {_taught} {_published} --alpha=0.5 --temperature=2 strong1 strong2",
     # BabyLlama-2
-    f"equal1 {_student} --weight_decay=2 --seed=+100",
-    f"equal2 {_student} --weight_decay=2 --seed=+200",
-    "equals ensemble equal1 equal2",
-    f"babyllama2 {_student} {_published} --temperature=1 --weight_decay=2 equal1 equal2",
+    f"equal1 {_student} --weight_decay=0.5 --seed=+100",
+    f"equal2 {_student} --weight_decay=0.5 --seed=+200",
+    f"babyllama2 {_student} {_published} --temperature=1 --weight_decay=0.5 equal1 equal2",
+    # the loss as its equation reads, ensembles
+    f"babyllama-token {_student} gpt2 llama",
+    "teachers ensemble gpt2 llama",
+    "strong-teachers ensemble strong1 strong2",
     # self-distillation: 58-1 and 58-2 of Nair et al.
     f"self1 {_student} {_published} plain",
     f"self2 {_student} {_published} plain self1",
