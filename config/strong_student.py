@@ -1,7 +1,5 @@
 # A recipe for students that beats the papers' on the same words (README), laid over a student's config:
 #   python distill.py config/llama_58m.py config/strong_student.py --teachers=out/strong1,out/strong2
-epochs = 6
-batch_size = 16
 learning_rate = 2e-3
 optimizer = "muon"
 weight_decay = 1.0
