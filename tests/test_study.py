@@ -73,6 +73,16 @@ def val_ce(out):
     return load_checkpoint(str(out))[2]["val_ce"]
 
 
+def test_quantiles_of_students_t():
+    """Each leaves a fortieth of its density above it."""
+    for n, quantile in enumerate(study.T95, 1):
+        x = np.tan(np.linspace(np.arctan(quantile), np.pi / 2, 200_001)[:-1])  # to infinity
+        density = (1 + x ** 2 / n) ** (-(n + 1) / 2)
+        x0 = np.tan(np.linspace(-np.pi / 2, np.pi / 2, 400_001)[1:-1])
+        whole = np.trapezoid((1 + x0 ** 2 / n) ** (-(n + 1) / 2), x0)
+        assert np.trapezoid(density, x) / whole == pytest.approx(0.025, rel=2e-3)
+
+
 # --- what is trained ------------------------------------------------------------------------------
 
 def test_each_run_is_taught_by_those_named(chain, in_process, capsys):
@@ -137,6 +147,14 @@ def test_seeds_are_runs_of_one_recipe(cfg_of, small, corpus, tmp_path, in_proces
         assert f" {np.mean(values):.4f} ± {np.std(values, ddof=1):.4f} |" in out
     model, _, _ = load_checkpoint(f"{cfg.out_dir}/a@3")
     assert rows["a@3"]["test_ce"] == pytest.approx(loss_on(Shards(data, "test"), model), abs=1e-4)
+    # the same table of the file alone, and what b has less than a: of two seeds t is 12.7062
+    study.main(study.StudyConfig(table=f"{cfg.out_dir}/results.jsonl", against="a"))
+    again, less = capsys.readouterr().out.split("| less a |")
+    assert again.strip() in out
+    low, high = sorted(rows[f"b@{seed}"]["val_ce"] - rows[f"a@{seed}"]["val_ce"] for seed in "35")
+    assert f"\n| b | {(low + high) / 2:+.4f} ± {12.7062 * (high - low) / 2:.4f} |" in less
+    with pytest.raises(SystemExit, match="against=c is none of the recipes: a, b"):
+        study.main(study.StudyConfig(table=f"{cfg.out_dir}/results.jsonl", against="c"))
     ran = len(in_process)
     study.main(cfg_of(*lines, data_dir=data, seeds=("3", "5", "6"), test_loss=True))
     assert in_process[ran:] == A_RUN + A_TAUGHT_RUN  # seed 6 alone

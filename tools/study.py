@@ -4,6 +4,7 @@ one table.
     python -m tools.study config/demo/study.py --seeds=1,2,3     # on what `make demo` left: mean ± deviation
     python -m tools.study config/study/reverse_distillation.py --nproc_per_node=4   # nine generations
     python -m tools.study --runs="gpt2_10m config/gpt2_10m.py config/cpu.py" --seeds=1,2,3 --out_dir=out/seeds
+    python -m tools.study --table=config/study/million.jsonl --against=babyllama   # of a results file, no run
 
 A run is one line, "name config_file teacher teacher ...". A teacher is an earlier run of the study (of the
 same seed) or any run folder; with none it is plain training. Further config files and flags may stand in the
@@ -23,7 +24,10 @@ import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
+from operator import itemgetter
 from typing import Literal, NamedTuple
+
+import numpy as np
 
 from distill import DistillConfig, teacher_dtypes
 from lib.checkpoints import checkpoint_steps, find_checkpoint, read_checkpoint_config, weights_sha256
@@ -47,6 +51,8 @@ class StudyConfig:
     test_loss: bool = False            # also the loss on the test split, on as many chunks as for validation
     eval_dtype: Literal["float32", "bfloat16"] = "float32"  # for eval_blimp.py
     nproc_per_node: int = 0            # GPUs: each run under torchrun; 0 = one process
+    against: str = ""                  # a recipe: also a table of differences from it, seed by seed
+    table: str = ""                    # a results file: its table, and nothing is run
 
 
 class Run(NamedTuple):
@@ -65,6 +71,8 @@ class Run(NamedTuple):
 
 
 def main(cfg):
+    if cfg.table:
+        return table([row for row in result_rows(cfg.table) if "val_ce" in row], cfg.against)
     pairs = check_study(cfg)
     plan = []
     for seed in cfg.seeds or ("",):  # mistakes show before the first is trained
@@ -85,7 +93,9 @@ def main(cfg):
         print(f"\n=== {run.name}", flush=True)
         results[run.name] = {**begun, **train_and_score(cfg, run, pairs)}
         write_results(cfg, results)
-    table([results[run.name] for run in plan])
+    rows = [results[run.name] for run in plan]
+    table(rows, cfg.against)
+    point_out_others(rows)
 
 
 # --- the plan -------------------------------------------------------------------------------------
@@ -411,17 +421,31 @@ def write_results(cfg, results):
 
 # --- the table ------------------------------------------------------------------------------------
 
-def table(rows):
-    """A row a recipe: mean ± standard deviation over its seeds. Columns that say nothing are left out."""
+LOSSES = (("val_ce", "validation loss"), ("test_ce", "test loss"))
+# 97.5% quantiles of Student's t with 1, 2, ... 10 degrees of freedom; the last also stands for more, a
+# little wide
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def table(rows, against=""):
+    """A row a recipe: mean ± standard deviation over its seeds. Columns that say nothing are left out. Then
+    the differences from the recipe `against`."""
     recipes = {}
     for row in rows:
         recipes.setdefault(row["recipe"], []).append(row)
-    columns = table_columns(rows)
-    rules = ["---|" if title == "taught by" else "---:|" for title in columns]
-    print(f"\n| run | {' | '.join(columns)} |\n|---|" + "".join(rules))
+    if against and against not in recipes:
+        sys.exit(f"error: against={against} is none of the recipes: {', '.join(recipes)}")
+    print_table("run", table_columns(rows), recipes)
+    if against:
+        reference = {study_seed(row): row for row in recipes.pop(against)}
+        print_table(f"less {against}", difference_columns(rows, reference), recipes)
+
+
+def print_table(title, columns, recipes):
+    rules = ["---|" if column == "taught by" else "---:|" for column in columns]
+    print(f"\n| {title} | {' | '.join(columns)} |\n|---|" + "".join(rules))
     for recipe, seeds in recipes.items():
         print(f"| {recipe} | {' | '.join(cell(seeds) for cell in columns.values())} |")
-    point_out_others(rows)
 
 
 def table_columns(rows):
@@ -439,13 +463,36 @@ def table_columns(rows):
     def accuracy(folder):
         return lambda seeds: spread([100 * row["accuracy"][folder] for row in seeds], 2)
 
-    for key, title in (("ensemble_val_ce", "its teachers' ensemble"), ("val_ce", "validation loss"),
-                       ("test_ce", "test loss")):
+    for key, title in (("ensemble_val_ce", "its teachers' ensemble"), *LOSSES):
         if any(row[key] is not None for row in rows):
             columns[title] = loss(key)
     for folder in rows[0]["accuracy"]:
         columns[f"{folder}, %"] = accuracy(folder)
     return columns
+
+
+def difference_columns(rows, reference):
+    """As table_columns, of what recipes have less than the rows of `reference`, {study's seed: row}."""
+    def column(value, digits):
+        return lambda seeds: interval([value(row) - value(reference[study_seed(row)]) for row in seeds
+                                       if study_seed(row) in reference], digits)
+    columns = {title: column(itemgetter(key), 4) for key, title in LOSSES
+               if all(row[key] is not None for row in rows)}
+    for folder in rows[0]["accuracy"]:
+        columns[f"{folder}, points"] = column(lambda row, f=folder: 100 * row["accuracy"][f], 2)
+    return columns
+
+
+def interval(values, digits):
+    """Mean, and half of its 95% interval (Student's t) where there are several."""
+    if len(values) < 2:
+        return "".join(f"{value:+.{digits}f}" for value in values)
+    half = T95[min(len(values) - 2, len(T95) - 1)] * np.std(values, ddof=1) / math.sqrt(len(values))
+    return f"{np.mean(values):+.{digits}f} ± {half:.{digits}f}"
+
+
+def study_seed(row):
+    return row["name"].partition("@")[2]
 
 
 def taught_by(seeds):
