@@ -104,7 +104,7 @@ def folder_name(column):
 def curves(figure, runs, labels):
     """Training CE as a faint line, validation as a strong one with points; gradient norms below."""
     from matplotlib.ticker import EngFormatter
-    (axes, norms), ensembles = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1)), set()
+    (axes, norms), ensembles, seen = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1)), set(), []
     for run, label, look in zip(runs, labels, LOOKS):
         rows = records(run)
         train, val, norm = ([(row["tokens"], row[key]) for row in rows
@@ -115,11 +115,13 @@ def curves(figure, runs, labels):
             axes.plot(*zip(*val), **look, markersize=3, label=label)
         norms.plot(*zip(*norm), **look | dict(marker=""), linewidth=0.7)
         ensembles.update(row["ensemble_val_ce"] for row in rows if "ensemble_val_ce" in row)
+        seen += [np.quantile([ce for _, ce in train], 0.95), *(ce for _, ce in val)]
     for i, val_ce in enumerate(sorted(ensembles)):
         axes.axhline(val_ce, color="gray", linestyle=":", label="teachers' ensemble" if i == 0 else None)
     norms.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k, 1M
     axes.set_ylabel("cross-entropy, nats per token")
-    norms.set(xlabel="tokens seen", ylabel="gradient norm", ylim=(0, None))
+    axes.set_ylim(top=1.01 * max(seen))  # the very first steps would leave no room for the rest
+    norms.set(xlabel="tokens seen", ylabel="gradient norm", yscale="log")  # a summed KL's is 100 times a mean's
     legend_beside(figure, axes, title="strong: validation,\nfaint: training")
 
 
