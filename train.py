@@ -215,8 +215,8 @@ def make_optimizers(trainee, cfg):
     muon the layers' matrices have Muon (Jordan 2024), its steps as large as AdamW's (Liu et al. 2025,
     arXiv 2502.16982, so one rate and decay suit both). A group with an 'lr_scale' has so many times the
     learning rate."""
-    layers = trainee.student.model.layers.parameters() if cfg.optimizer == "muon" else []
-    matrices = [p for p in layers if p.dim() == 2 and p.requires_grad]
+    matrices = [p for name, p in trainee.student.named_parameters() if cfg.optimizer == "muon"
+                and ".layers." in name and p.dim() == 2 and p.requires_grad]
     muon = [torch.optim.Muon([dict(params=matrices)], lr=cfg.learning_rate, weight_decay=cfg.weight_decay,
                              adjust_lr_fn="match_rms_adamw")] if matrices else []
     inside = set(matrices)
