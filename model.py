@@ -266,7 +266,7 @@ def rope_table(cfg, positions):
 def rotate(x, cos, sin):
     """Rotary position embedding, half-split: pairs are (i, i + D/2). x (B, H, T, D), cos (T, D) or
     (B, 1, T, D)."""
-    # rolled, not cut and joined: that gradient, compiled by torch 2.13 for a CPU with AVX-512, is not a number
+    # rolled, not cut and joined, whose compiled gradient (torch 2.13, CPUs with AVX-512) is not a number
     return (x * cos + x.roll(x.shape[-1] // 2, -1) * sin).type_as(x)
 
 

@@ -121,7 +121,7 @@ def curves(figure, runs, labels):
     norms.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k, 1M
     axes.set_ylabel("cross-entropy, nats per token")
     axes.set_ylim(top=1.01 * max(seen))  # the very first steps would leave no room for the rest
-    norms.set(xlabel="tokens seen", ylabel="gradient norm", yscale="log")  # a summed KL's is 100 times a mean's
+    norms.set(xlabel="tokens seen", ylabel="gradient norm", yscale="log")  # of a summed KL 100 times as large
     legend_beside(figure, axes, title="strong: validation,\nfaint: training")
 
 
