@@ -1,9 +1,9 @@
 # The papers' regime, more parameters than words and many epochs, at a size that two CPU cores carry: 200,513
 # words (412,868 tokens), models of 1.4 to 2.6 million parameters, 6 epochs of 16 x 128 tokens. A run takes
-# three to seven minutes of one thread, its scoring one.
+# three to seven minutes of one thread (OMP_NUM_THREADS=1), its scoring one.
 #   python prepare.py --input_dir=babylm --bos=line --vocab_size=2048 --train_fraction=0.02 \
 #       --data_dir=data/million
-#   OMP_NUM_THREADS=1 python -m tools.study config/study/million.py --seeds=1,2,3
+#   python -m tools.study config/study/million.py --seeds=1,2,3
 # Baby Llama has two larger teachers of two kinds, BabyLlama-2 two of the student's own size and more weight
 # decay, Tiny Minds two small ones and a GPT-2 as the student. None has dropout (the papers' GPT-2 has 0.1): a
 # CPU takes three times as long with it. Rates and decay were chosen on validation loss with seed 11.
