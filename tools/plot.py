@@ -102,7 +102,7 @@ def folder_name(column):
 
 
 def curves(figure, runs, labels):
-    """Training CE as a faint line, validation as a strong one with points; gradient norms below."""
+    """Training CE as a faint line, validation as a thick one with points; gradient norms below."""
     from matplotlib.ticker import EngFormatter
     (axes, norms), ensembles, seen = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1)), set(), []
     for run, label, look in zip(runs, labels, LOOKS):
@@ -122,7 +122,7 @@ def curves(figure, runs, labels):
     axes.set_ylabel("cross-entropy, nats per token")
     axes.set_ylim(top=1.01 * max(seen))  # the very first steps would leave no room for the rest
     norms.set(xlabel="tokens seen", ylabel="gradient norm", yscale="log")  # of a summed KL 100 times as large
-    legend_beside(figure, axes, title="strong: validation,\nfaint: training")
+    legend_beside(figure, axes, title="thick: validation,\nfaint: training")
 
 
 def phenomena(figure, runs, labels, n_widest=0):
