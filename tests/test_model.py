@@ -139,7 +139,7 @@ def test_a_model_of_no_known_vocabulary_is_refused():
         LanguageModel(ModelConfig())
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.usefixtures("compiler")
 def test_compiled_gradients_of_wide_heads():
     """In bfloat16, with heads of 64: torch 2.13 with AVX-512 made no numbers of them."""

@@ -414,7 +414,7 @@ def test_what_has_no_experts_says_so(data, switch, teachers, tmp_path):
     run_train(data, tmp_path / "masked", max_iters=1, causal=False, n_experts=2)
     refused(r"generator \S*masked has experts", run_distill, data, tmp_path / "r", teachers[:1],
             generator=str(tmp_path / "masked"))
-    refused("ascent=True must be False with sam_rho or n_experts", run_train, data, tmp_path / "r",
+    refused("ascent=True must be False with sam_rho, n_experts or muon", run_train, data, tmp_path / "r",
             ascent=True, n_experts=2)
     refused("n_experts=2 must be 0 with n_layer=1", run_train, data, tmp_path / "r", n_layer=1, n_experts=2)
     refused("sparse_every=0 must be at least 1", run_train, data, tmp_path / "r", sparse_every=0)
