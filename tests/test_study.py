@@ -155,6 +155,11 @@ def test_seeds_are_runs_of_one_recipe(cfg_of, small, corpus, tmp_path, in_proces
     assert f"\n| b | {(low + high) / 2:+.4f} ± {12.7062 * (high - low) / 2:.4f} |" in less
     with pytest.raises(SystemExit, match="against=c is none of the recipes: a, b"):
         study.main(study.StudyConfig(table=f"{cfg.out_dir}/results.jsonl", against="c"))
+    with pytest.raises(SystemExit, match="against=c is none of the recipes: a, b"):  # before the hours
+        study.main(cfg_of(*lines, data_dir=data, seeds=("3", "5", "6"), test_loss=True, against="c"))
+    (tmp_path / "begun.jsonl").write_text('{"name": "a", "recipe": "a", "data_sha256": "", "settings": {}}\n')
+    with pytest.raises(SystemExit, match="begun.jsonl has no finished run"):
+        study.main(study.StudyConfig(table=str(tmp_path / "begun.jsonl")))
     ran = len(in_process)
     study.main(cfg_of(*lines, data_dir=data, seeds=("3", "5", "6"), test_loss=True))
     assert in_process[ran:] == A_RUN + A_TAUGHT_RUN  # seed 6 alone

@@ -72,12 +72,17 @@ class Run(NamedTuple):
 
 def main(cfg):
     if cfg.table:
-        return table([row for row in result_rows(cfg.table) if "val_ce" in row], cfg.against)
+        rows = [row for row in result_rows(cfg.table) if "val_ce" in row]
+        if not rows:
+            sys.exit(f"error: {cfg.table} has no finished run; repeat the command of its study")
+        check_against(cfg.against, [row["recipe"] for row in rows])
+        return table(rows, cfg.against)
     pairs = check_study(cfg)
     plan = []
     for seed in cfg.seeds or ("",):  # mistakes show before the first is trained
         for line in cfg.runs:
             plan.append(plan_run(cfg, line, seed, pairs, plan))
+    check_against(cfg.against, [run.recipe for run in plan])
     results = read_results(cfg)
     point_out_older(cfg, plan, results)
     for run in plan:
@@ -107,6 +112,11 @@ def check_study(cfg):
     pairs = check_pairs(cfg)
     check_seeds(cfg.seeds)
     return pairs
+
+
+def check_against(against, recipes):
+    if against and against not in recipes:
+        sys.exit(f"error: against={against} is none of the recipes: {', '.join(dict.fromkeys(recipes))}")
 
 
 def check_pairs(cfg):
@@ -433,8 +443,6 @@ def table(rows, against=""):
     recipes = {}
     for row in rows:
         recipes.setdefault(row["recipe"], []).append(row)
-    if against and against not in recipes:
-        sys.exit(f"error: against={against} is none of the recipes: {', '.join(recipes)}")
     print_table("run", table_columns(rows), recipes)
     if against:
         reference = {study_seed(row): row for row in recipes.pop(against)}

@@ -27,7 +27,7 @@ runs = [
     f"strong-alone {_student} {_teacher} --weight_decay=1",
     f"strong-papers-teachers {_student} {_taught} gpt2 llama",
     f"strong-adamw {_student} {_taught} --optimizer=adamw --weight_decay=0.1 strong1 strong2",
-    f"strong-papers-loss {_student} {_taught} {_published} --alpha=0.5 --temperature=2 strong1 strong2",
+    f"strong-papers-loss {_student} {_taught} {_published} --temperature=2 strong1 strong2",
     # BabyLlama-2
     f"equal1 {_student} --weight_decay=0.5 --seed=+100",
     f"equal2 {_student} --weight_decay=0.5 --seed=+200",
