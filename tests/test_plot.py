@@ -12,7 +12,7 @@ import eval_blimp
 from helpers import distill_config, edit_json, records, run_train
 from lib.checkpoints import find_checkpoint, read_checkpoint_config, weights_sha256
 from lib.files import write_json
-from tools import finetune, plot
+from tools import finetune, plot, study
 from tools.plot import PlotConfig
 
 pytest.importorskip("matplotlib")
@@ -222,6 +222,18 @@ def test_scatter_has_each_run_and_its_r_squared(tmp_path):
     assert titles(figure) == [("test loss, nats per token", f"R² = {r_squared(val, test):.3f}"),
                               ("pairs, %", f"R² = {r_squared(val, scores):.3f}")]
     assert figure.axes[0].lines[0].get_ydata().tolist() == test
+
+
+def test_scores_on_other_pairs_stay_out(tmp_path, capsys):
+    """Of several studies' rows in one file, a table and a picture have what all were scored on."""
+    pairs = [{"both": "x", "other": sha, **more} for sha, more in (("y", {"less": "w"}), ("z", {}), ("y", {}))]
+    files = study_rows(tmp_path / "a", 3, val_ce=[2.0, 2.1, 2.2], pairs_sha256=pairs,
+                       accuracy=[dict.fromkeys(folders, 0.5 + i / 10) for i, folders in enumerate(pairs)])
+    plot.scatter(figure := Figure(), files, ["x"])
+    assert [ylabel for ylabel, _ in titles(figure)] == ["both, %"]
+    study.main(study.StudyConfig(table=files[0], against="a"))
+    out = capsys.readouterr().out
+    assert "both, % |" in out and "both, points |" in out and "other" not in out and "less," not in out
 
 
 def test_a_sweep_that_was_not_scored_is_not_called_damaged(tmp_path):

@@ -27,7 +27,7 @@ from lib.files import check_writable, read_json
 from lib.lineage import records
 from tools import compare
 from tools.compare import check_same_pairs, is_finetuned, read_glue, read_results, shared_tasks
-from tools.study import result_rows
+from tools.study import result_rows, same_pairs
 
 # told apart by all eyes (Okabe and Ito)
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
@@ -316,12 +316,10 @@ def scatter(figure, files, labels):
     """Against validation loss a panel for the loss on the test split, if all runs have it, and one for a data
     folder's accuracy; each with a fitted line and R^2."""
     rows = [row for file in files for row in result_rows(file) if "val_ce" in row]
-    folders = [folder for folder in (rows[0]["accuracy"] if rows else ())
-               if all(folder in row["accuracy"] for row in rows)]
+    folders = same_pairs(rows)
     tested = all(row["test_ce"] is not None for row in rows)
-    same_pairs = all(row["pairs_sha256"] == rows[0]["pairs_sha256"] for row in rows)
     different = len({row["val_ce"] for row in rows}) > 1
-    if len(rows) < 3 or not (folders or tested) or not (different and same_pairs):
+    if len(rows) < 3 or not (folders or tested) or not different:
         sys.exit(f"error: {', '.join(files)}: three finished runs or more, scored on the same pairs or "
                  "the test split, are needed")
     measured = {"test loss, nats per token": [row["test_ce"] for row in rows]} if tested else {}

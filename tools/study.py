@@ -474,7 +474,7 @@ def table_columns(rows):
     for key, title in (("ensemble_val_ce", "its teachers' ensemble"), *LOSSES):
         if any(row[key] is not None for row in rows):
             columns[title] = loss(key)
-    for folder in rows[0]["accuracy"]:
+    for folder in same_pairs(rows):
         columns[f"{folder}, %"] = accuracy(folder)
     return columns
 
@@ -486,9 +486,15 @@ def difference_columns(rows, reference):
                                        if study_seed(row) in reference], digits)
     columns = {title: column(itemgetter(key), 4) for key, title in LOSSES
                if all(row[key] is not None for row in rows)}
-    for folder in rows[0]["accuracy"]:
+    for folder in same_pairs(rows):
         columns[f"{folder}, points"] = column(lambda row, f=folder: 100 * row["accuracy"][f], 2)
     return columns
+
+
+def same_pairs(rows):
+    """Folders that all rows were scored on, the same pairs in them (also for tools/plot.py)."""
+    return [folder for folder in (rows[0]["pairs_sha256"] if rows else ())
+            if len({row["pairs_sha256"].get(folder) for row in rows}) == 1]
 
 
 def interval(values, digits):
