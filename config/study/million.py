@@ -12,6 +12,7 @@ _gpt2 = "config/gpt2_10m.py --n_layer=4 --n_head=4 --micro_batch_size=0 --weight
 _student = f"{_llama} --n_embd=128 --intermediate_size=384"
 _large = f"{_llama} --n_embd=192 --intermediate_size=512"
 _published = "--kl_reduction=sequence"
+_ten = "--epochs=10 --teacher_cache=data/million_teachers"
 _teacher, _taught = "config/strong_teacher.py", "config/strong_student.py"
 runs = [
     f"plain {_student}",
@@ -23,11 +24,15 @@ runs = [
     f"strong1 {_large} {_teacher} --seed=+100",
     f"strong2 {_large} {_teacher} --seed=+200",
     f"strong {_student} {_taught} strong1 strong2",
-    # and each of its parts taken away
+    # both ways with ten epochs for the student
+    f"babyllama-10 {_student} {_published} {_ten} gpt2 llama",
+    f"strong-10 {_student} {_taught} {_ten} strong1 strong2",
+    # each of the recipe's parts taken away
     f"strong-alone {_student} {_teacher} --weight_decay=1",
     f"strong-papers-teachers {_student} {_taught} gpt2 llama",
     f"strong-adamw {_student} {_taught} --optimizer=adamw --weight_decay=0.1 strong1 strong2",
     f"strong-papers-loss {_student} {_taught} {_published} --temperature=2 strong1 strong2",
+    f"strong-10-papers-teachers {_student} {_taught} {_ten} gpt2 llama",
     # BabyLlama-2
     f"equal1 {_student} --weight_decay=0.5 --seed=+100",
     f"equal2 {_student} --weight_decay=0.5 --seed=+200",
