@@ -226,7 +226,8 @@ def test_scatter_has_each_run_and_its_r_squared(tmp_path):
 
 def test_scores_on_other_pairs_stay_out(tmp_path, capsys):
     """Of several studies' rows in one file, a table and a picture have what all were scored on."""
-    pairs = [{"both": "x", "other": sha, **more} for sha, more in (("y", {"less": "w"}), ("z", {}), ("y", {}))]
+    pairs = [{"both": "x", "other": sha, **less}
+             for sha, less in (("y", {"less": "w"}), ("z", {}), ("y", {}))]
     files = study_rows(tmp_path / "a", 3, val_ce=[2.0, 2.1, 2.2], pairs_sha256=pairs,
                        accuracy=[dict.fromkeys(folders, 0.5 + i / 10) for i, folders in enumerate(pairs)])
     plot.scatter(figure := Figure(), files, ["x"])
