@@ -14,6 +14,7 @@ runs = [
     "gpt2 config/gpt2_705m.py",
     f"llama {_large}",
     "babyllama config/babyllama.py gpt2 llama",
+    "babyllama-10 config/babyllama.py --epochs=10 gpt2 llama",
     # beyond the papers
     f"strong1 {_large} {_teacher} --seed=+100",
     f"strong2 {_large} {_teacher} --seed=+200",
