@@ -1,5 +1,8 @@
-# A recipe for students that beats the papers' on the same words (README), laid over a student's config:
-#   python distill.py config/llama_58m.py config/strong_student.py --teachers=out/strong1,out/strong2
+# A recipe for students that beats the papers' on the same words (README), laid over a student's config. Over
+# Baby Llama's it has that one's teachers:
+#   torchrun --nproc_per_node=4 distill.py config/babyllama.py config/strong_student.py
+out_dir = "out/strong_student"
+
 epochs = 10
 learning_rate = 2e-3
 optimizer = "muon"

@@ -15,6 +15,7 @@ _large = f"{_llama} --n_embd=192 --intermediate_size=512"
 _published = "--kl_reduction=sequence"
 _cached = "--teacher_cache=data/million_teachers"  # twice the speed, the same arithmetic
 _ten = f"--epochs=10 {_cached}"
+_adamw = "--optimizer=adamw --weight_decay=0.1"
 _teacher, _taught = "config/strong_teacher.py", "config/strong_student.py"
 runs = [
     f"plain {_student}",
@@ -22,19 +23,18 @@ runs = [
     f"gpt2 {_gpt2} --n_embd=192 --intermediate_size=768",
     f"llama {_large}",
     f"babyllama {_student} {_published} gpt2 llama",
-    # beyond the papers: as many teachers as large, as many words
-    f"strong1 {_large} {_teacher} --seed=+100",
-    f"strong2 {_large} {_teacher} --seed=+200",
-    f"strong {_student} {_taught} strong1 strong2",
-    # both ways with ten epochs for the student
     f"babyllama-10 {_student} {_published} {_ten} gpt2 llama",
-    f"strong-10 {_student} {_taught} {_ten} strong1 strong2",
-    # each of the recipe's parts taken away
+    # beyond the papers, and parts of it taken away
+    f"strong {_student} {_taught} {_ten} gpt2 llama",
+    f"strong-6 {_student} {_taught} gpt2 llama",
     f"strong-alone {_student} {_teacher} --weight_decay=1",
-    f"strong-papers-teachers {_student} {_taught} gpt2 llama",
-    f"strong-adamw {_student} {_taught} --optimizer=adamw --weight_decay=0.1 strong1 strong2",
-    f"strong-papers-loss {_student} {_taught} {_published} --temperature=2 strong1 strong2",
-    f"strong-10-papers-teachers {_student} {_taught} {_ten} gpt2 llama",
+    # other teachers for it, as many and larger; and parts of that taken away
+    f"llama-muon1 {_large} {_teacher} --seed=+100",
+    f"llama-muon2 {_large} {_teacher} --seed=+200",
+    f"strong-llamas {_student} {_taught} {_ten} llama-muon1 llama-muon2",
+    f"strong-llamas-6 {_student} {_taught} llama-muon1 llama-muon2",
+    f"strong-llamas-6-adamw {_student} {_taught} {_adamw} llama-muon1 llama-muon2",
+    f"strong-llamas-6-papers-loss {_student} {_taught} {_published} --temperature=2 llama-muon1 llama-muon2",
     # BabyLlama-2
     f"equal1 {_student} --weight_decay=0.5 --seed=+100",
     f"equal2 {_student} --weight_decay=0.5 --seed=+200",
@@ -42,7 +42,7 @@ runs = [
     # the loss as its equation reads, ensembles
     f"babyllama-token {_student} {_cached} gpt2 llama",
     "teachers ensemble gpt2 llama",
-    "strong-teachers ensemble strong1 strong2",
+    "muon-teachers ensemble llama-muon1 llama-muon2",
     # self-distillation: 58-1 and 58-2 of Nair et al.
     f"self1 {_student} {_cached} {_published} plain",
     f"self2 {_student} {_cached} {_published} plain self1",
