@@ -388,7 +388,7 @@ def test_bad_input_is_refused_in_a_line(runs, tmp_path, flags, message):
 
 
 def test_a_run_that_is_not_scored_has_a_page(runs):
-    page, _ = make(f"{runs}/gpt2")
+    page, _ = make(f"{runs}/mid")
     assert (2, "What is missing") in page.headings and (2, "The worst paradigms") not in page.headings
     missing = page.column("What is not there, and what makes it", "command")
     assert missing["fine-tuning"].endswith("--glue=out/glue") and missing["texts"].endswith("--samples=5")
