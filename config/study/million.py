@@ -1,6 +1,6 @@
 # The papers' regime, more parameters than words and many epochs, at a size that two CPU cores carry: 200,513
-# words (412,868 tokens), models of 1.4 to 2.6 million parameters, 6 epochs of 16 x 128 tokens. A run takes
-# three to seven minutes of one thread (OMP_NUM_THREADS=1), its scoring one.
+# words (412,868 tokens), models of 1.4 to 2.6 million parameters, 6 or 10 epochs of 16 x 128 tokens. A run
+# takes three to seven minutes of one thread (OMP_NUM_THREADS=1), its scoring one.
 #   python prepare.py --input_dir=babylm --bos=line --vocab_size=2048 --train_fraction=0.02 \
 #       --data_dir=data/million
 #   python -m tools.study config/study/million.py --seeds=1,2,3
