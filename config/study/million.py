@@ -28,7 +28,7 @@ runs = [
     f"strong {_student} {_taught} {_ten} gpt2 llama",
     f"strong-6 {_student} {_taught} gpt2 llama",
     f"strong-alone {_student} {_teacher} --weight_decay=1",
-    # other teachers for it, as many and larger; and parts of that taken away
+    # two Llamas as its teachers, and parts of that taken away
     f"llama-muon1 {_large} {_teacher} --seed=+100",
     f"llama-muon2 {_large} {_teacher} --seed=+200",
     f"strong-llamas {_student} {_taught} {_ten} llama-muon1 llama-muon2",

@@ -15,15 +15,15 @@ runs = [
     f"llama {_large}",
     "babyllama config/babyllama.py gpt2 llama",
     "babyllama-10 config/babyllama.py --epochs=10 gpt2 llama",
-    # beyond the papers
+    # beyond the papers, and parts of it taken away
     f"strong {_student} {_taught} gpt2 llama",
-    # two other teachers, and each of its parts taken away
-    f"llama-muon1 {_large} {_teacher} --seed=+100",
-    f"llama-muon2 {_large} {_teacher} --seed=+200",
-    f"strong-llamas {_student} {_taught} llama-muon1 llama-muon2",
     f"strong-alone {_student} {_teacher} --weight_decay=1",
     f"strong-adamw {_student} {_taught} {_adamw} gpt2 llama",
     f"strong-papers-loss {_student} {_taught} {_published} --temperature=2 gpt2 llama",
+    # two Llamas as its teachers
+    f"llama-muon1 {_large} {_teacher} --seed=+100",
+    f"llama-muon2 {_large} {_teacher} --seed=+200",
+    f"strong-llamas {_student} {_taught} llama-muon1 llama-muon2",
     # BabyLlama-2
     "equal1 config/babyllama2_teacher.py --seed=+100",
     "equal2 config/babyllama2_teacher.py --seed=+200",
