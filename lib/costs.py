@@ -52,6 +52,8 @@ def training_bytes(cfg, machine, n, teachers=()):
     keeps its activations' memory, and validation comes on top; without, one follows the other."""
     rows, width = machine.micro_batch * cfg.seq_len, machine.dtype.itemsize
     model = 4 * 4 * n                                # float32: weights, gradients, AdamW's two moments
+    if cfg.optimizer == "muon":
+        model -= 4 * cfg.n_layer * layer_weights(cfg, mlps_computed(cfg))  # Muon has one
     if machine.graphs and cfg.batch_size > machine.micro_batch * machine.world:
         model += 4 * n                               # a graph's own gradients, beside their sum
     chunk = min(machine.positions(cfg.loss_chunk), rows) or rows

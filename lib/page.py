@@ -121,8 +121,8 @@ def to_html(title, blocks):
             f"""<meta http-equiv="Content-Security-Policy" content="default-src 'none'; """
             f"""style-src 'unsafe-inline'">\n"""
             f'<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            f"<title>{escaped(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n"
-            "</body>\n</html>\n")
+            f"<title>{escaped(title)}</title>\n<style>{CSS}</style>\n</head>\n"
+            f"<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n")
 
 
 def escaped(text):
