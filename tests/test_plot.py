@@ -234,7 +234,8 @@ def test_scores_on_other_pairs_stay_out(tmp_path, capsys):
     assert [ylabel for ylabel, _ in titles(figure)] == ["both, %"]
     study.main(study.StudyConfig(table=files[0], against="a"))
     out = capsys.readouterr().out
-    assert "both, % |" in out and "both, points |" in out and "other" not in out and "less," not in out
+    assert "both, % |" in out and "both, points |" in out and "other, %" not in out and "less, %" not in out
+    assert "notice: no column for less, other:" in out
 
 
 def test_a_sweep_that_was_not_scored_is_not_called_damaged(tmp_path):

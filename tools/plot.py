@@ -27,7 +27,7 @@ from lib.files import check_writable, read_json
 from lib.lineage import records
 from tools import compare
 from tools.compare import check_same_pairs, is_finetuned, read_glue, read_results, shared_tasks
-from tools.study import result_rows, same_pairs
+from tools.study import finished_rows, same_pairs
 
 # told apart by all eyes (Okabe and Ito)
 COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
@@ -315,7 +315,7 @@ def power_law(x, y):
 def scatter(figure, files, labels):
     """Against validation loss a panel for the loss on the test split, if all runs have it, and one for a data
     folder's accuracy; each with a fitted line and R^2."""
-    rows = [row for file in files for row in result_rows(file) if "val_ce" in row]
+    rows = [row for file in files for row in finished_rows(file)]
     folders = same_pairs(rows)
     tested = all(row["test_ce"] is not None for row in rows)
     different = len({row["val_ce"] for row in rows}) > 1

@@ -72,7 +72,7 @@ class Run(NamedTuple):
 
 def main(cfg):
     if cfg.table:
-        rows = [row for row in result_rows(cfg.table) if "val_ce" in row]
+        rows = finished_rows(cfg.table)
         if not rows:
             sys.exit(f"error: {cfg.table} has no finished run; repeat the command of its study")
         check_against(cfg.against, [row["recipe"] for row in rows])
@@ -407,6 +407,11 @@ def result_rows(path):
     return rows
 
 
+def finished_rows(path):
+    """Also for tools/plot.py."""
+    return [row for row in result_rows(path) if "val_ce" in row]
+
+
 def is_begun(row):
     texts = ("name", "recipe", "data_sha256")
     return (isinstance(row, dict) and all(isinstance(row.get(key), str) for key in texts)
@@ -444,6 +449,10 @@ def table(rows, against=""):
     for row in rows:
         recipes.setdefault(row["recipe"], []).append(row)
     print_table("run", table_columns(rows), recipes)
+    apart = {folder for row in rows for folder in row["accuracy"]} - set(same_pairs(rows))
+    if apart:
+        print(f"notice: no column for {', '.join(sorted(apart))}: not all of these runs were scored on it, or "
+              "on other pairs")
     if against:
         reference = {study_seed(row): row for row in recipes.pop(against)}
         print_table(f"less {against}", difference_columns(rows, reference), recipes)
