@@ -15,8 +15,8 @@ nothing appended; the highest is chosen. How years differ is a table in lib/task
 
 The default is 2024: the papers' tables are by it, and so is every number in README and RESULTS.md that
 names no other rules. Today's challenge is --rules=2026, or `python -m tools.submit`. A task is a .jsonl file
-(of EWoK and entity tracking a part of one); a folder's accuracy is the unweighted mean over its tasks.
-Several checkpoints score as one: averaged logits.
+(of EWoK and entity tracking a part of one); a folder's accuracy is the unweighted mean over its tasks (2023:
+over its phenomena). Several checkpoints score as one: averaged logits.
 """
 import gzip
 import hashlib

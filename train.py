@@ -239,9 +239,9 @@ def clip_gradients(params, max_norm):
 
 
 def learning_rate(cfg, step, total):
-    """Linear warm-up to learning_rate over warmup_iters steps, then half a cosine or a line to min_lr at
-    the last. The warm-up's steps are 1/(warmup_iters + 1) and so on; Hugging Face's begin with a step at 0,
-    and with warmup_from_0 (tools/finetune.py) these do."""
+    """Linear warm-up to learning_rate over warmup_iters steps, then half a cosine or a line to min_lr, which
+    the step after the last would have. The warm-up's steps are 1/(warmup_iters + 1) and so on; Hugging
+    Face's begin with a step at 0, and with warmup_from_0 (tools/finetune.py) these do."""
     if step < cfg.warmup_iters:
         first = 0 if getattr(cfg, "warmup_from_0", False) else 1
         return cfg.learning_rate * (step + first) / (cfg.warmup_iters + first)

@@ -371,7 +371,7 @@ def point_out_changes(cfg, described, about):
     changed = differences(described["train_config"], ours, ("resume", "overwrite"))
     if changed:
         print(f"notice: resuming with changed settings: {changed}")
-    changed = differences({key: described.get(key) for key in about}, about)
+    changed = differences({key: described.get(key) for key in about}, about, ("teacher_val_ce",))
     if changed:
         print(f"notice: resuming with changed teachers: {changed}")
 

@@ -10,6 +10,7 @@ which bfloat16 arithmetic does to them anyway; cached top-k logits are not.
                       of whole numbers int64), states_00000.json ... (SHA-256, written last: a pass that was
                       cut short goes on)
 """
+import gc
 import hashlib
 import json
 import os
@@ -58,7 +59,9 @@ def cached_teachers(cfg, machine, data, teachers):
         cache.write(teacher)
     if machine.world > 1:
         dist.barrier()
-    return [CachedTeacher(teacher, cache) for teacher, cache in zip(teachers, caches)]
+    cached = [CachedTeacher(teacher, cache) for teacher, cache in zip(teachers, caches)]
+    gc.collect()  # compiled and recorded bodies are in cycles, and would still be there beside the student
+    return cached
 
 
 class CachedTeacher:

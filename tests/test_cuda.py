@@ -23,7 +23,7 @@ from helpers import (
     weights,
     write_pairs,
 )
-from lib.machine import seed_dropout
+from lib.machine import record, seed_dropout
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -119,10 +119,11 @@ def test_replays_draw_anew_and_follow_from_the_seed(data, tmp_path, compile):
     cfg = train_config(data, tmp_path, device="cuda", compile=compile, **GPT2)
     machine, chunks = train.start(cfg)
     body = train.new_model(cfg, machine, chunks).model
+    record(body, machine, cfg)
     x = chunks.batch(0, 0).x
 
     def two(seed):
-        seed_dropout(seed)
+        seed_dropout(machine.device, seed)
         return [body(x).detach().clone() for _ in range(2)]
     (a, b), again, other = two(1), two(1), two(2)
     assert machine.graphs and a.isfinite().all()

@@ -207,15 +207,20 @@ def test_teachers_are_not_touched(data, teachers, tmp_path):
 
 
 def test_changed_teachers_show_on_resume(data, teachers, tmp_path, capsys):
-    def said(teacher, max_iters):
+    def said(teacher, max_iters, **change):
         """What the run prints that is resumed with another teacher or for more steps."""
-        run_distill(data, tmp_path / "run", [teacher], max_iters=max_iters, resume=True)
+        run_distill(data, tmp_path / "run", [teacher], max_iters=max_iters, resume=True, **change)
         return capsys.readouterr().out
 
     run_distill(data, tmp_path / "run", teachers[:1], max_iters=3)
     assert "is at step 3 of 3; raise --max_iters" in said(teachers[0], 3)
     assert "notice: resuming with changed teachers" in said(teachers[1], 6)
     assert "changed teachers" not in said(teachers[1], 9)
+    folder = tmp_path / "run" / "ckpt_9"  # another machine's rounding of the teacher's loss:
+    theirs = read_json(folder / "config.json")["teacher_val_ce"]
+    edit_json(folder / "config.json", teacher_val_ce=[ce + 1e-7 for ce in theirs])
+    reseal(folder, "config.json")
+    assert "changed teachers" not in said(teachers[1], 12)
 
 
 # --- bad input ------------------------------------------------------------------------------------

@@ -44,7 +44,7 @@ from train import TrainConfig, check_loop_config
 class StudyConfig:
     runs: tuple[str, ...] = ()         # "name config_file teacher ...", in order
     seeds: tuple[str, ...] = ()        # each run once for each of these; () = once, with its config's seed
-    settings: tuple[str, ...] = ()     # for every run: config files and flags that its own line wins over
+    settings: tuple[str, ...] = ()     # for every run: files before its own, flags before its own
     data_dir: str = "data/babylm"      # a run's own --data_dir wins
     out_dir: str = "out/study"         # a run folder each, and results.jsonl
     blimp: tuple[str, ...] = ()        # folders of minimal pairs to score each run on
@@ -195,8 +195,8 @@ def read_line(line, earlier, trained):
 
 
 def run_config(cfg, recipe, words, teachers, seed, folder, trained):
-    """Arguments for train.py or distill.py, and what they come to. A run's own files and flags win over the
-    study's."""
+    """Arguments for train.py or distill.py, and what they come to. A run's own files win over the study's,
+    its flags over the study's, and any flag over any file."""
     added = next((w for w in words if re.fullmatch(r"--seed=\+\d+", w)), "")
     ours = ("--out_dir", "--teachers", "--resume", "--overwrite", *(["--seed"] if seed else []))
     for word in (*words, *cfg.settings):
@@ -451,8 +451,8 @@ def table(rows, against=""):
     print_table("run", table_columns(rows), recipes)
     apart = {folder for row in rows for folder in row["accuracy"]} - set(same_pairs(rows))
     if apart:
-        print(f"notice: no column for {', '.join(sorted(apart))}: not all of these runs were scored on it, or "
-              "on other pairs")
+        print(f"notice: no column for {', '.join(sorted(apart))}: not all of these runs were scored on the "
+              "same pairs of it")
     if against:
         reference = {study_seed(row): row for row in recipes.pop(against)}
         print_table(f"less {against}", difference_columns(rows, reference), recipes)
