@@ -143,6 +143,16 @@ def test_steps_and_hours_of_a_config(data, tmp_path, capsys):
     assert float(row["one, hours"]) == pytest.approx(flops / 0.5e6 / 3600, rel=0.01)
 
 
+def test_a_config_laid_over_another_is_planned_with_it(capsys):
+    plan.main([f"{ROOT}/config/babyllama.py", f"{ROOT}/config/babyllama.py+{ROOT}/config/strong_student.py"])
+    planned = rows(capsys.readouterr().out)
+    once, laid_over = planned["babyllama"], planned["babyllama+strong_student"]
+    assert laid_over["MFLOP/token"] == once["MFLOP/token"]
+    (_, steps), (epochs, more) = ([int(n.replace(",", "")) for n in row["epochs, steps"].split(", ")]
+                                  for row in (once, laid_over))
+    assert epochs == 10 and more / 10 == steps / 6
+
+
 def test_each_config_has_a_row_or_is_named(capsys):
     plan.main([])
     printed = capsys.readouterr().out
@@ -157,6 +167,7 @@ def test_each_config_has_a_row_or_is_named(capsys):
 @pytest.mark.parametrize("args, message", [
     (["--cards=H100:80"], "name:GiB:TFLOP/s:share"), (["--cards=H100:80:989:0"], "name:GiB:TFLOP/s:share"),
     (["CONFIG"], "teacher out/nobody has no config beside it"),
+    ([f"{ROOT}/config/strong_student.py"], "strong_student.py has no arch: name the model's config"),
     (["--tokens=0"], "tokens=0 must be at least 1")])
 def test_what_cannot_be_planned_is_one_line(tmp_path, args, message):
     (tmp_path / "c.py").write_text("arch = 'llama'\nteachers = ['out/nobody']\n")

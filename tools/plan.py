@@ -2,6 +2,7 @@
 
     python -m tools.plan                                       # all of config/, as a Markdown table
     python -m tools.plan config/gpt2_705m.py mine.py --cards="mine:24:71:0.4" --data_dir=data/babylm
+    python -m tools.plan config/babyllama.py+config/strong_student.py     # one laid over the other
 
 Hours are a config's operations over the share of its rate that a card is supposed to reach. Memory is
 lib/costs.py's, in bfloat16 with CUDA graphs (without for a student with experts): within 10% of what torch's
@@ -54,7 +55,8 @@ def main(argv):
     paths = [arg for arg in argv if not arg.startswith("-")] or [
         path for path in sorted(glob.glob(os.path.join(ROOT, "config", "*.py")))
         if "arch" in read_config_file(path)]
-    rows = {os.path.basename(path).removesuffix(".py"): cells(path, cfg, cards) for path in paths}
+    rows = {"+".join(os.path.basename(file).removesuffix(".py") for file in path.split("+")):
+            cells(path.split("+"), cfg, cards) for path in paths}
     heading = ["config", "MFLOP/token", "epochs, steps", *(f"{card.name}, hours" for card in cards),
                "micro-batch, GiB", *(f"largest in {card.gib:g} GiB" for card in cards)]
     print(f"Computed, not measured: {cfg.tokens / 1e6:.1f}M tokens; " + ", ".join(
@@ -79,16 +81,19 @@ def read_card(text):
     return card
 
 
-def cells(path, plan, cards):
-    """A config's row of the table after its name; none if it cannot be planned."""
-    cfg = configure(DistillConfig, [path])
+def cells(files, plan, cards):
+    """The row of a config, of one file or several, after its name; none if it cannot be planned."""
+    if not any("arch" in read_config_file(file) for file in files):
+        sys.exit(f"error: {files[0]} has no arch: name the model's config that it is laid over too, as "
+                 f"config/llama_58m.py+{files[0]}")
+    cfg = configure(DistillConfig, files)
     if cfg.generator or not cfg.causal:
         return []
     check_loop_config(cfg)
     micro_batch = cfg.micro_batch_size or cfg.batch_size
     need(cfg, seq_len=(0 < cfg.seq_len <= cfg.block_size, f"between 1 and block_size={cfg.block_size}"),
          micro_batch_size=(cfg.batch_size % micro_batch == 0, f"a divisor of batch_size={cfg.batch_size}"))
-    student, *teachers = [sizes(described, plan) for described in (cfg, *teacher_configs(path, cfg.teachers))]
+    student, *teachers = [sizes(described, plan) for described in (cfg, *teacher_configs(files[0], cfg.teachers))]
     flops = training_flops(student, teachers, cfg.seq_len)
     steps = n_chunks(cfg, range(plan.tokens)) // cfg.batch_size * cfg.epochs
     steps = min(steps, cfg.max_iters or steps)
