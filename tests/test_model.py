@@ -96,6 +96,19 @@ def test_initialisation(kind):
     assert (model.lm_head.weight is model.model.embed_tokens.weight) == bool(kind)
 
 
+def test_int8_in_float16_holds_what_float16_holds():
+    """A teacher's large activations on a card without bfloat16."""
+    torch.manual_seed(1)
+    linear = torch.nn.Linear(1024, 4, bias=False)
+    torch.nn.init.normal_(linear.weight, std=0.02)
+    row = linear.weight[0].detach()
+    x = (torch.randn(1024) + 6000 * row / row.norm()).half()
+    exact = linear(x.float())
+    quantize_int8_(wrapped := torch.nn.Sequential(linear))
+    torch.testing.assert_close(wrapped(x).float(), exact, rtol=0.02, atol=2)
+    assert 3000 < exact[0] < 65504
+
+
 @pytest.mark.parametrize("kind", [{}, dict(n_kv_head=2), GPT2])
 def test_int8_is_close_small_and_shares_a_tied_table(kind):
     sizes = {**SIZES, "vocab_size": 2000, "n_embd": 128, "intermediate_size": 256}
