@@ -402,9 +402,11 @@ def start_from(path, model, meta):
 def word_mark(cfg, data, step):
     """'chck_20M' if this step reaches 20M words, of the marks 1M to 10M, 20M to 100M, 200M and so on; else
     ''. Words are blank-separated and counted by prepare.py after cleaning; a token is its average share of
-    one."""
+    one. The last step may be 1% short: ten epochs of ten million words are 100M to the challenge, though
+    cleaning and each epoch's incomplete batch take some."""
     millions = train_words(data) / len(data.shards) / 1e6  # a token's
     before, words = ((step - past) * cfg.batch_size * cfg.seq_len * millions for past in (1, 0))
+    words *= 1.01 if step == data.total else 1
     unit = 10 ** int(math.log10(max(words, 1)))
     mark = int(words / unit) * unit
     return f"chck_{mark}M" if before < mark else ""

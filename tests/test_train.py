@@ -75,6 +75,17 @@ def test_the_best_and_the_last_two_are_kept(data, tmp_path, monkeypatch):
     assert load_checkpoint(str(tmp_path / "run"))[2]["step"] == 4  # a run folder means its best
 
 
+def test_ten_epochs_of_the_challenges_text_come_to_its_last_mark(data, tmp_path):
+    """Though each epoch drops its incomplete batch."""
+    cfg = train_config(data, tmp_path, epochs=10, max_iters=0, batch_size=6)
+    chunks = train.start(cfg)[1]
+    chunks.meta["words"] = {"train": {"all": 10_000_000}}
+    assert chunks.total * 6 * cfg.seq_len < 10 * len(chunks.shards)
+    marks = [lib.runs.word_mark(cfg, chunks, step) for step in range(1, chunks.total + 1)]
+    official = [f"chck_{mark}M" for mark in (*range(1, 10), *range(10, 101, 10))]
+    assert [mark for mark in marks if mark] == official and marks[-1] == "chck_100M"
+
+
 def test_checkpoints_by_words_seen(data, tmp_path):
     """chck_<n>M is the model of the first step that has seen so many words; a resumed run writes the same
     ones."""
