@@ -54,8 +54,13 @@ def training_bytes(cfg, machine, n, teachers=()):
     model = 4 * 4 * n                                # float32: weights, gradients, AdamW's two moments
     if cfg.optimizer == "muon":
         model -= 4 * cfg.n_layer * layer_weights(cfg, mlps_computed(cfg))  # Muon has one
-    if machine.graphs and cfg.batch_size > machine.micro_batch * machine.world:
+    several = cfg.batch_size > machine.micro_batch * machine.world or cfg.sam_rho
+    if machine.graphs and several:
         model += 4 * n                               # a graph's own gradients, beside their sum
+    if machine.graphs and machine.world > 1:
+        model += 4 * n                               # of which the ranks' mean is taken in one piece
+    if cfg.sam_rho:
+        model += 4 * n                               # the weights before the climb
     chunk = min(machine.positions(cfg.loss_chunk), rows) or rows
     loss = (18 + 2 * len(teachers)) * cfg.vocab_size * chunk  # logits, their gradient, what is made of them
     validation = 18 * cfg.vocab_size * validation_rows(cfg, machine) * cfg.seq_len

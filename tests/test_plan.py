@@ -73,14 +73,14 @@ def test_activations_are_what_autograd_keeps(name):
     assert layer_bytes(cfg, 2) == pytest.approx(saved_bytes(cfg, 60, 8), rel=0.1)
 
 
-def peak_gib(name, micro_batch=0, **change):
+def peak_gib(name, micro_batch=0, world=1, **change):
     """Of a config of ours with CUDA graphs."""
     path = f"{ROOT}/config/{name}.py"
     cfg = configure(DistillConfig, [path, *flags_of(change)])
     described = (cfg, *plan.teacher_configs(path, cfg.teachers))
     student, *teachers = [plan.sizes(c, plan.PlanConfig()) for c in described]
     machine = Machine(torch.device("cuda"), micro_batch=micro_batch or cfg.micro_batch_size or cfg.batch_size,
-                      dtype=torch.bfloat16, graphs=True)
+                      dtype=torch.bfloat16, graphs=True, world=world)
     with torch.device("meta"):
         n = LanguageModel(student).n_params()
     return training_bytes(cfg, machine, n, teachers) / 2 ** 30
@@ -104,6 +104,11 @@ def test_more_takes_more():
     assert less < peak_gib("llama_360m", 16) < peak_gib("llama_360m", 16, n_layer=25)
     assert less > peak_gib("llama_360m", 8, batch_size=8)  # no sum beside the graph's gradients
     assert peak_gib("babyllama") > peak_gib("llama_58m") + 2
+    n = 705_000_000 * 4 / 2 ** 30  # GiB of a copy of the weights
+    assert peak_gib("gpt2_705m", 64, world=2) - peak_gib("gpt2_705m", 64) == pytest.approx(n, rel=0.01)
+    one_replay = peak_gib("gpt2_705m", 8, batch_size=8)
+    climbing = peak_gib("gpt2_705m", 8, batch_size=8, sam_rho=0.05)  # two replays, and where it began
+    assert climbing - one_replay == pytest.approx(2 * n, rel=0.01)
 
 
 @pytest.mark.parametrize("change", [{}, dict(n_kv_head=1), dict(n_experts=3)], ids=["llama", "grouped", "experts"])
