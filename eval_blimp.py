@@ -16,7 +16,8 @@ nothing appended; the highest is chosen. How years differ is a table in lib/task
 The default is 2024: the papers' tables are by it, and so is every number in README and RESULTS.md that
 names no other rules. Today's challenge is --rules=2026, or `python -m tools.submit`. A task is a .jsonl file
 (of EWoK and entity tracking a part of one); a folder's accuracy is the unweighted mean over its tasks (2023:
-over its phenomena). Several checkpoints score as one: averaged logits.
+over its phenomena). Several checkpoints score as one: averaged logits. A run's scores are kept in its
+folder; those of other data folders stay, as long as they are of the same weights.
 """
 import gzip
 import hashlib
@@ -86,7 +87,8 @@ def main(cfg):
     if (cfg.compile == "on" or cfg.compile == "auto" and many) and can_compile(device):
         for m in models:
             m.model.compile_layers()
-    result = dict(ckpt=list(cfg.ckpt), step=described["step"], dtype=cfg.dtype, rules=cfg.rules, folders={})
+    result = dict(ckpt=list(cfg.ckpt), step=described["step"], weights_sha256=described["weights_sha256"],
+                  dtype=cfg.dtype, rules=cfg.rules, bos=cfg.bos, folders={})
     if cfg.data_dir:
         result[f"{cfg.split}_ce"] = mean_loss(cfg, teachers, described, machine)
     lines, predictions = [], {}
@@ -98,7 +100,8 @@ def main(cfg):
         lines += map(json_line, items, scores)
     result["seconds"] = round(time.perf_counter() - begin, 1)
     if out:
-        write_json(out, result)
+        before = {} if cfg.out else scored_before(out, result)
+        write_json(out, {**result, "folders": {**before, **result["folders"]}})
     if cfg.items:
         write_lines(cfg.items, lines)
     if cfg.predictions:
@@ -118,6 +121,17 @@ def result_path(cfg):
     if cfg.predictions:
         read_predictions(cfg.predictions)
     return out
+
+
+def scored_before(path, result):
+    """The folders that the file has of the same weights, by the same rules: they stay in it."""
+    try:
+        with open(path) as f:
+            old = parse_json(f.read())
+        same = all(old.get(key) == result[key] for key in ("weights_sha256", "dtype", "rules", "bos"))
+        return dict(old["folders"]) if same else {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or damaged
+        return {}
 
 
 def result_name(rules):

@@ -3,6 +3,7 @@ import gzip
 import io
 import json
 import os
+import shutil
 
 import pytest
 import torch
@@ -177,6 +178,32 @@ def test_unwritable_results_are_refused_before_scoring(corpus, teachers, tmp_pat
     for change in (dict(out=str(tmp_path / "no" / "x.json")), dict(items=str(tmp_path))):
         with pytest.raises(SystemExit, match="cannot write"):
             evaluate(teachers[0], f"{corpus}/pairs", **change)
+
+
+def test_scores_of_the_same_weights_by_the_same_rules_stay(corpus, teachers, tmp_path):
+    """Not of other weights, nor in a file of the user's own, nor what cannot be read."""
+    run, other = str(tmp_path / "run"), str(tmp_path / "more")
+    shutil.copytree(teachers[0], run, ignore=shutil.ignore_patterns("blimp*"))
+    shutil.copytree(f"{corpus}/pairs", other)
+
+    def folders(**change):
+        evaluate(run, other, **change)
+        return list(read_json(change.get("out", f"{run}/blimp.json"))["folders"])
+    evaluate(run, f"{corpus}/pairs")
+    first = scored(run, "pairs")
+    assert folders() == ["pairs", "more"] and scored(run, "pairs") == first
+    assert folders(out=f"{tmp_path}/own.json") == ["more"]
+    assert folders(dtype="bfloat16") == ["more"]
+    evaluate(run, f"{corpus}/pairs", dtype="bfloat16")
+    assert folders(dtype="bfloat16") == ["more", "pairs"]
+    with open(f"{run}/blimp.json", "w") as f:
+        f.write("{")
+    assert folders() == ["more"]
+    evaluate(run, f"{corpus}/pairs")
+    name = os.path.basename(find_checkpoint(run))
+    shutil.rmtree(f"{run}/{name}")
+    shutil.copytree(find_checkpoint(teachers[1]), f"{run}/{name}")  # as if trained further
+    assert folders() == ["more"]
 
 
 # --- other fields than BLiMP's --------------------------------------------------------------------
