@@ -22,12 +22,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from eval_blimp import result_name
 from lib.configurator import configure, launch, need
 from lib.files import read_json
+from lib.tasks import RULES
 
 RESAMPLES = 10_000
-FILES = {rules: f"blimp_{rules}.json" for rules in ("2023", "2024", "2025", "2026")}
-FILES["2024"] = "blimp.json"  # as eval_blimp.py names them
+FILES = {rules: result_name(rules) for rules in RULES}
 # of MSGS' tasks, as Baby Llama's figure 4 names them
 FEATURES = dict(control_raising="CR", main_verb="MV", syntactic_category="SC", lexical_content_the="LC",
                 relative_token_position="RTP", relative_position="RP")
