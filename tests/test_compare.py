@@ -10,7 +10,7 @@ import pytest
 
 import eval_blimp
 from eval_blimp import EvalConfig
-from helpers import ROOT, write_pairs
+from helpers import ROOT, edit_json, write_pairs
 from lib.checkpoints import weights_sha256
 from lib.files import read_json, write_json
 from tools import compare
@@ -42,7 +42,7 @@ def test_bootstrap_is_that_of_drawing_pairs():
     assert compare.paired_bootstrap(a, a) == pytest.approx([0, 0])  # the same answers: no uncertainty
 
 
-def test_the_table(corpus, teachers, capsys):
+def test_the_table(corpus, teachers, tmp_path, capsys):
     for path in teachers:
         eval_blimp.main(EvalConfig(ckpt=(path,), data=(f"{corpus}/pairs",), device="cpu"))
     capsys.readouterr()
@@ -55,6 +55,12 @@ def test_the_table(corpus, teachers, capsys):
     assert f"gpt2 - llama and 1 more: {one - np.mean(two):+.2f} points" in out
     for task, row in scores[0]["tasks"].items():
         assert f"| {task} | {100 * row['accuracy']:.2f} |" in out and len(row["right"]) == row["n"]
+    assert "notice" not in out
+    shutil.copytree(teachers[0], run := tmp_path / "run")
+    edit_json(run / "blimp.json", step=1)
+    compare.main([str(run), teachers[1]])
+    out = capsys.readouterr().out
+    assert f"notice: the scores of {run} by the rules of 2024 are of step 1, its best" in out
 
 
 def test_one_of_k_best_is_a_kth_of_a_point():

@@ -111,7 +111,7 @@ def test_more_takes_more():
     assert climbing - one_replay == pytest.approx(2 * n, rel=0.01)
 
 
-@pytest.mark.parametrize("change", [{}, dict(n_kv_head=1), dict(n_experts=3)], ids=["llama", "grouped", "experts"])
+@pytest.mark.parametrize("change", [{}, dict(n_kv_head=1), dict(n_experts=3)])
 def test_muon_keeps_one_moment_of_a_matrix(change):
     def kept(optimizer):
         cfg = train.TrainConfig(**SIZES, **change, optimizer=optimizer)
@@ -123,7 +123,8 @@ def test_muon_keeps_one_moment_of_a_matrix(change):
         for each in train.make_optimizers(trainee, cfg):
             each.step()
             states += [t.nbytes for state in each.state.values() for t in state.values() if t.dim()]
-        return sum(states), training_bytes(cfg, Machine(torch.device("cpu"), micro_batch=4), student.n_params())
+        machine = Machine(torch.device("cpu"), micro_batch=4)
+        return sum(states), training_bytes(cfg, machine, student.n_params())
     of_adamw, of_muon = kept("adamw"), kept("muon")
     routers = 4 * 32 * change.get("n_experts", 0)  # are matrices too, and left out
     assert of_adamw[0] - of_muon[0] - routers == of_adamw[1] - of_muon[1] > 0

@@ -98,6 +98,14 @@ def read_results(path):
     results = [read_result(file, path) for file in files if os.path.isfile(file)]
     if not results:
         sys.exit(f"error: no scores at {path}; make them with eval_blimp.py --ckpt={path} --data=...")
+    best = os.path.join(path, "best.json")
+    if os.path.isfile(best):
+        step = read_json(best, ["step"])["step"]
+        for result in results:
+            if result.get("step") != step:
+                rules = result.get("rules", "2024")
+                print(f"notice: the scores of {path} by the rules of {rules} are of step {result.get('step')}, "
+                      f"its best checkpoint is of step {step}")
     return {result.get("rules", "2024"): result for result in results}
 
 

@@ -93,7 +93,8 @@ def cells(files, plan, cards):
     micro_batch = cfg.micro_batch_size or cfg.batch_size
     need(cfg, seq_len=(0 < cfg.seq_len <= cfg.block_size, f"between 1 and block_size={cfg.block_size}"),
          micro_batch_size=(cfg.batch_size % micro_batch == 0, f"a divisor of batch_size={cfg.batch_size}"))
-    student, *teachers = [sizes(described, plan) for described in (cfg, *teacher_configs(files[0], cfg.teachers))]
+    described = cfg, *teacher_configs(files[0], cfg.teachers)
+    student, *teachers = [sizes(each, plan) for each in described]
     flops = training_flops(student, teachers, cfg.seq_len)
     steps = n_chunks(cfg, range(plan.tokens)) // cfg.batch_size * cfg.epochs
     steps = min(steps, cfg.max_iters or steps)
