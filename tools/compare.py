@@ -103,9 +103,8 @@ def read_results(path):
         step = read_json(best, ["step"])["step"]
         for result in results:
             if result.get("step") != step:
-                rules = result.get("rules", "2024")
-                print(f"notice: the scores of {path} by the rules of {rules} are of step {result.get('step')}, "
-                      f"its best checkpoint is of step {step}")
+                print(f"notice: the scores of {path} by the rules of {result.get('rules', '2024')} are of "
+                      f"step {result.get('step')}, its best checkpoint is of step {step}")
     return {result.get("rules", "2024"): result for result in results}
 
 
