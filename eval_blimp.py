@@ -17,7 +17,7 @@ The default is 2024: the papers' tables are by it, and so is every number in REA
 names no other rules. Today's challenge is --rules=2026, or `python -m tools.submit`. A task is a .jsonl file
 (of EWoK and entity tracking a part of one); a folder's accuracy is the unweighted mean over its tasks (2023:
 over its phenomena). Several checkpoints score as one: averaged logits. A run's scores are kept in its
-folder; those of other data folders stay, as long as they are of the same weights.
+folder; those of other commands stay, as long as they are of the same weights.
 """
 import gzip
 import hashlib
@@ -101,7 +101,8 @@ def main(cfg):
     result["seconds"] = round(time.perf_counter() - begin, 1)
     if out:
         before = {} if cfg.out else scored_before(out, result)
-        write_json(out, {**result, "folders": {**before, **result["folders"]}})
+        folders = {**before.get("folders", {}), **result["folders"]}
+        write_json(out, {**before, **result, "folders": folders})
     if cfg.items:
         write_lines(cfg.items, lines)
     if cfg.predictions:
@@ -124,12 +125,12 @@ def result_path(cfg):
 
 
 def scored_before(path, result):
-    """The folders that the file has of the same weights, by the same rules: they stay in it."""
+    """What the file has of the same weights, by the same rules: it stays there."""
     try:
         with open(path) as f:
             old = parse_json(f.read())
         same = all(old.get(key) == result[key] for key in ("weights_sha256", "dtype", "rules", "bos"))
-        return dict(old["folders"]) if same else {}
+        return {**old, "folders": dict(old["folders"])} if same else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or damaged
         return {}
 
@@ -251,8 +252,9 @@ def summary(items, scores, rules):
     for task, term in {item.task: item.phenomenon for item in items}.items():
         if term:  # two paradigms are s-selection in the data, argument structure in the BLiMP paper
             terms.setdefault("argument_structure" if term == "s-selection" else term, []).append(task)
-    phenomena = {term: task_row(sum((points[task] for task in names), [])) if rules.pooled
-                 else mean_row([tasks[task] for task in names]) for term, names in sorted(terms.items())}
+    phenomena = {term: dict(task_row(sum((points[task] for task in names), [])) if rules.pooled
+                            else mean_row([tasks[task] for task in names]), tasks=names)
+                 for term, names in sorted(terms.items())}
     whole = mean_row(list((phenomena if rules.pooled and phenomena else tasks).values()))
     if shares:
         whole["rho"] = sum(tasks[task]["rho"] for task in shares) / len(shares)
@@ -353,8 +355,22 @@ def print_table(cfg, result):
             line(task, row, 4)
         for phenomenon, row in folder["phenomena"].items():
             line(phenomenon, row, 2)
-        parts = "phenomena" if RULES[cfg.rules].pooled and folder["phenomena"] else "tasks"
-        line(f"{name}: mean of {len(folder[parts])} {parts}", folder, 0)
+        line(f"{name}: {mean_title(folder, cfg.rules)}", folder, 0)
+
+
+def mean_title(folder, rules):
+    return f"mean of {len(units(folder, rules))} {'phenomena' if by_phenomenon(folder, rules) else 'tasks'}"
+
+
+def units(folder, rules):
+    """Lists of tasks: what a folder's accuracy is the mean over, with the items of each in one pool."""
+    if by_phenomenon(folder, rules):
+        return [row["tasks"] for row in folder["phenomena"].values()]
+    return [[task] for task in folder["tasks"]]
+
+
+def by_phenomenon(folder, rules):
+    return RULES[rules].pooled and bool(folder["phenomena"])
 
 
 if __name__ == "__main__":

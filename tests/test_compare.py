@@ -13,6 +13,8 @@ from eval_blimp import EvalConfig
 from helpers import ROOT, edit_json, write_pairs
 from lib.checkpoints import weights_sha256
 from lib.files import read_json, write_json
+from lib.scoring import Candidate
+from lib.tasks import RULES, Item
 from tools import compare
 
 
@@ -64,7 +66,8 @@ def test_the_table(corpus, teachers, tmp_path, capsys):
 
 
 def test_one_of_k_best_is_a_kth_of_a_point():
-    (points,) = compare.right([{"tasks": {"t": {"right": "0124"}}}, {"tasks": {"t": {"right": "1050"}}}])
+    (points,) = compare.right([{"tasks": {"t": {"right": "0124"}}}, {"tasks": {"t": {"right": "1050"}}}],
+                              "2024")
     assert points.tolist() == [[0, 1, 1 / 2, 1 / 4], [1, 0, 1 / 5, 0]]
 
 
@@ -74,6 +77,29 @@ def unscored(run, folder):
 
 def score(run, folder, rules):
     eval_blimp.main(EvalConfig(ckpt=(run,), data=(str(folder),), rules=rules, device="cpu"))
+
+
+def test_a_difference_by_the_rules_of_2023_is_that_of_the_means_over_phenomena(tmp_path, capsys):
+    """Where a phenomenon's tasks are not of one size it is not that of the means over tasks."""
+    candidates = (Candidate((1, 5), 1), Candidate((1, 6), 1))
+    items = [Item(task, task, line, candidates, "", ("a", "b"), phenomenon=term)
+             for task, term, n in (("small", "x", 2), ("large", "x", 18), ("other", "y", 10))
+             for line in range(n)]
+
+    def column(name, right):
+        scores = [[1, 0] if item.line < right[item.task] else [0, 1] for item in items]
+        folder = eval_blimp.summary(items, scores, RULES["2023"])
+        write_json(f"{tmp_path}/{name}.json", dict(rules="2023", folders={"blimp": folder}))
+        mean = ((right["small"] + right["large"]) / 20 + right["other"] / 10) / 2
+        return f"{tmp_path}/{name}.json", 100 * mean
+    (a, mean_a), (b, mean_b) = (column("a", dict(small=2, large=6, other=5)),
+                                column("b", dict(small=0, large=10, other=5)))
+    compare.main([a, b])
+    out = capsys.readouterr().out
+    assert f"| **mean of 2 phenomena** | {mean_a:.2f} | {mean_b:.2f} |" in out
+    assert f"{mean_a - mean_b:+.2f} points" in out and "over 2 phenomena" in out
+    compare.main([a])
+    assert "blimp, mean of 2 phenomena | 2023" in capsys.readouterr().out
 
 
 def test_only_scores_by_the_same_rules_are_compared(teachers, tmp_path, capsys):

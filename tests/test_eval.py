@@ -191,7 +191,10 @@ def test_scores_of_the_same_weights_by_the_same_rules_stay(corpus, teachers, tmp
         return list(read_json(change.get("out", f"{run}/blimp.json"))["folders"])
     evaluate(run, f"{corpus}/pairs")
     first = scored(run, "pairs")
+    evaluate(run, f"{corpus}/pairs", data_dir=f"{corpus}/data", eval_chunks=8)
+    loss = read_json(f"{run}/blimp.json")["val_ce"]
     assert folders() == ["pairs", "more"] and scored(run, "pairs") == first
+    assert read_json(f"{run}/blimp.json")["val_ce"] == loss
     assert folders(out=f"{tmp_path}/own.json") == ["more"]
     assert folders(dtype="bfloat16") == ["more"]
     evaluate(run, f"{corpus}/pairs", dtype="bfloat16")

@@ -10,10 +10,11 @@
 A column is a run (or a JSON file that eval_blimp.py wrote), or several seeds of one recipe joined by `+`,
 shown as mean ± standard deviation over seeds; of what eval_blimp.py scored by the same rules. The first
 column is compared with each other one over the same items: a 95% interval of the difference, from a paired
-bootstrap over items (within each task, as the mean is over tasks), and Wilcoxon's signed-rank test over tasks
-(as in Teaching Tiny Minds). Both speak of items and tasks; how a recipe varies from seed to seed, only
-several seeds show. A column's folders of fine-tuning results (out_dir of tools.finetune) are joined to its
-runs by `+` too, or stand alone: a table more, of which the tasks alone are compared.
+bootstrap over items (within each task, as the mean is over tasks; by the rules of 2023 over phenomena, whose
+items are one pool), and Wilcoxon's signed-rank test over tasks (as in Teaching Tiny Minds). Both speak of
+items and tasks; how a recipe varies from seed to seed, only several seeds show. A column's folders of
+fine-tuning results (out_dir of tools.finetune) are joined to its runs by `+` too, or stand alone: a table
+more, of which the tasks alone are compared.
 """
 import os
 import re
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval_blimp import result_name
+from eval_blimp import mean_title, result_name, units
 from lib.configurator import configure, launch, need
 from lib.files import read_json
 from lib.tasks import RULES
@@ -52,7 +53,8 @@ def main(args):
         print_everything(alone, list(filter(is_finetuned, columns)))
         return
     runs = [[path for path in column if not is_finetuned(path)] for column in paths]
-    need(cfg, widest=(not cfg.widest or all(runs) and len(runs) > 1, "0 unless scored runs are compared"))
+    need(cfg, widest=(not cfg.widest or all(runs) and len(runs) > 1, "0 unless scored runs are compared"),
+         tasks=(not cfg.tasks or runs != paths, "() unless folders of fine-tuning results are named"))
     labels = list(map(label, paths))
     folders = compare_runs(cfg, labels, runs) if all(runs) else {}
     if runs != paths:
@@ -114,24 +116,22 @@ def read_result(file, path):
         for folder in result["folders"].values():
             for row in (folder, *folder["phenomena"].values(), *folder["tasks"].values()):
                 f"{row['accuracy']:.2f} {row['se']:.2f} {row.get('rho', 0):.2f}"  # numbers?
-            good = all(re.fullmatch("[0-9]+", right) for right in answers(folder))
-            if not (good and folder["tasks"] and folder["sha256"] and result.get("rules", "2024") in FILES):
+            tasks = folder["tasks"]
+            good = all(re.fullmatch("[0-9]+", row["right"]) for row in tasks.values())
+            known = all(tasks.keys() >= set(unit) for unit in units(folder, result.get("rules", "2024")))
+            if not (good and known and tasks and folder["sha256"]):
                 raise ValueError
     except (KeyError, TypeError, AttributeError, ValueError):
         sys.exit(f"error: {file} is damaged, or of older code; score {path} again")
     return result
 
 
-def answers(folder):
-    """Per task a digit per item: 0 = wrong, k = the right one is among k best."""
-    return [row["right"] for row in folder["tasks"].values()]
-
-
 def check_same_pairs(name, results, paths):
     """Exit if one of the runs was scored on other pairs of data folder `name` than the first."""
     def pairs(result):
         folder = result["folders"][name]
-        return folder["sha256"], [*folder["tasks"], *folder["phenomena"]], list(map(len, answers(folder)))
+        n_answers = [len(row["right"]) for row in folder["tasks"].values()]
+        return folder["sha256"], [*folder["tasks"], *folder["phenomena"]], n_answers
     for result, path in zip(results, paths):
         if pairs(result) != pairs(results[0]):
             sys.exit(f"error: {path} was scored on other pairs of {name} than {paths[0]}")
@@ -152,17 +152,17 @@ def print_folder(cfg, name, rules, labels, columns):
     print_header(f"{name} by the rules of {rules}", labels)
     for term in terms:
         print_row(term, lambda scores: scores[kind][term]["accuracy"])
-    print_row(f"**mean of {len(example['tasks'])} tasks**", lambda scores: scores["accuracy"])
+    print_row(f"**{mean_title(example, rules)}**", lambda scores: scores["accuracy"])
     if "rho" in example:
         print_row("**rank correlation with the share of people, x 100**", lambda scores: scores["rho"])
     print()
-    first = right(columns[0])
+    first, what = right(columns[0], rules), mean_title(example, rules).split()[-1]
     for title, column in zip(labels[1:], columns[1:]):
-        other = right(column)
+        other = right(column, rules)
         differences = [a.mean() - b.mean() for a, b in zip(first, other)]
         low, high = 100 * paired_bootstrap(first, other)
         print(f"{labels[0]} - {title}: {100 * np.mean(differences):+.2f} points, 95% interval {low:+.2f} to "
-              f"{high:+.2f} over items; Wilcoxon over {len(first)} tasks p = {wilcoxon(differences):.2g}")
+              f"{high:+.2f} over items; Wilcoxon over {len(first)} {what} p = {wilcoxon(differences):.2g}")
 
 
 def print_header(title, labels):
@@ -186,11 +186,12 @@ def spread(values, digits):
     return mean if len(values) == 1 else f"{mean} ± {np.std(values, ddof=1):.{digits}f}"
 
 
-def right(column):
-    """Per task an array (runs, items) of points: one of k best is 1/k right."""
+def right(column, rules):
+    """Per task (by the rules of 2023 per phenomenon) an array (runs, items) of points: one of k best is 1/k
+    right."""
     points = [0, *(1 / k for k in range(1, 10))]
-    return [np.array([[points[int(digit)] for digit in text] for text in texts])
-            for texts in zip(*map(answers, column))]
+    return [np.array([[points[int(digit)] for task in tasks for digit in scores["tasks"][task]["right"]]
+                      for scores in column]) for tasks in units(column[0], rules)]
 
 
 def paired_bootstrap(a, b):
@@ -336,7 +337,7 @@ def choice_rows(path):
         for rules, result in read_results(path).items():
             for name, folder in result["folders"].items():
                 at = f"step {result.get('step')}"
-                yield cells(f"{name}, mean of {len(folder['tasks'])} tasks", rules, 100 * folder["accuracy"],
+                yield cells(f"{name}, {mean_title(folder, rules)}", rules, 100 * folder["accuracy"],
                             100 * folder["se"], folder["n"], at)
                 if "rho" in folder:
                     yield cells(f"{name}, rank correlation x 100", rules, 100 * folder["rho"], n=folder["n"],
