@@ -5,7 +5,7 @@ import json
 import os
 import random
 import signal
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -254,6 +254,24 @@ def test_an_ensemble_is_trained_as_one_model(teachers, tmp_path):
     for (model, _, _), path in zip(members, cfg.ckpt):  # both have learned
         before = load_checkpoint(path)[0].model.embed_tokens.weight
         assert not torch.equal(model.model.embed_tokens.weight, before)
+
+
+def test_a_result_without_what_is_asked_for_is_made_again(teachers, tmp_path, monkeypatch):
+    """A model to keep, or predictions that an --overwrite deleted before it was cut short."""
+    write_task(tmp_path / "glue")
+    cfg = settings(teachers, tmp_path)
+    finetune.main(cfg)
+    first = results(tmp_path)
+    finetune.main(replace(cfg, keep_model=True))
+    assert os.path.isdir(f"{cfg.out_dir}/rte_12/member_0") and results(tmp_path) == first
+    with monkeypatch.context() as patched:
+        patched.setattr(finetune, "finetune", None)
+        finetune.main(replace(cfg, keep_model=True))  # is done
+        with pytest.raises(TypeError):  # cut short
+            finetune.main(replace(cfg, overwrite=True))
+    assert not results(tmp_path)["rte"]
+    finetune.main(cfg)
+    assert results(tmp_path) == first
 
 
 def test_mnlis_model_is_scored_on_mnli_mm(teachers, tmp_path):

@@ -228,6 +228,8 @@ def test_files_and_flags_win(tmp_path):
     cfg = configure(FinetuneConfig, [*mine, "--epochs=2", "--batch_size=64"])
     wsc, boolq = (finetune.task_config(cfg, task, "1") for task in ("wsc", "boolq"))
     assert (wsc.epochs, boolq.epochs, boolq.batch_size) == (2, 2, 64)  # also where 64 is 2024's
+    cfg = configure(FinetuneConfig, ["--rules=2026", "--ckpt=x", "--epochs=10"])  # not those of wsc
+    assert finetune.departures(cfg) == "settings by task"
 
 
 def test_those_of_2024_are_the_defaults():
@@ -321,7 +323,7 @@ def test_what_is_written_and_printed(models, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "notice: mnli has 33 texts to train on; those of the rules of 2026 are 10,000" in out
     assert "=== rte, seed 42, rules of 2026" in out and "2 steps of 32" in out
-    assert "\nby the rules of 2026 but for epochs: 10 -> 2\n" in out
+    assert "\nby the rules of 2026 but for epochs: 10 -> 2, settings by task\n" in out
     assert "| mean of 2 tasks (the official score of 2026 has 7) |" in out
     results = read_json(tmp_path / "out/results.json")
     assert list(results) == ["mnli", "rte"] and results["rte"]["42"]["rules"] == "2026"

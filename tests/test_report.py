@@ -248,6 +248,7 @@ def test_other_scores_are_on_the_page(runs, tmp_path):
     write_json(f"{run}/reading.json", dict(rules=["2025", "2026"], reading=3.456, eye_tracking=5.4321,
                                            self_paced=1.4799))
     write_json(f"{run}/aoa_2025.json", dict(score=-0.12345))
+    edit_json(f"{run}/reading.json", step=2)
     rows = {seed: dict(rules="2026", accuracy=x, f1=0.1, settings={},
                        inputs_sha256=dict(weights=[weights_sha256(run)], texts=[]))
             for seed, x in (("1", 0.5), ("2", 0.53))}
@@ -260,7 +261,7 @@ def test_other_scores_are_on_the_page(runs, tmp_path):
     every = dict((row[0], row[1]) for row in page.tables[caption] if row[1] != "–")
     assert every["reading"] == "3.46" and every["eye tracking"] == "5.43" and every["AoA"] == "-12.35"
     assert every["rte"] == "51.50 ± 1.50"  # (0.53 - 0.5) / sqrt(2) / sqrt(2)
-    assert "Scored at another step than the one above: blimp_filtered (step 3)." in text
+    assert "Scored at another step than the one above: blimp_filtered (step 3), reading (step 2)." in text
     published = page.tables[caption]
     assert ["rte", "51.50 ± 1.50", "56.83", "57.55"] in published and any(
         row[0] == "EWoK" and row[3:] == ["49.49", "49.80", "–", "52.32", "51.22", "–"] for row in published)
@@ -279,16 +280,18 @@ def test_a_hand_in_is_shown_as_it_was_summed_up(runs, tmp_path):
     write_json(f"{run}/scores_2026/main/blimp_filtered.json",
                {"step": result["step"], **result["folders"]["blimp_filtered"]})
     write_json(f"{run}/scores_2026/summary.json", dict(
+        step=result["step"],
         benchmarks={"BLiMP": dict(score=61.234, se=0.5), "EWoK": dict(score=None, se=None)},
         means={"NLP, of 7": 8.7654, "human-like, of 2": 1.0},
         missing={"full_eval/comps": "get it", "GLUE": "python -m tools.finetune"}))
-    page, _ = make(run)
+    page, text = make(run)
+    assert "another step" not in text
     rows = page.tables["Scores in %, ± standard error, beside published baselines"]
     assert [row[1] for row in rows if row[0] in ("BLiMP", "NLP, of 7")][:2] == ["61.23 ± 0.50", "8.77"]
     (theirs,) = [row[3:] for row in rows if row[0] == "NLP, of 7"]
     assert theirs[0] == f"{np.mean((65.23, 57.25, 50.63, 19.10, 51.81, 35.09, 63.80)):.2f}"
     (theirs,) = [row[3:] for row in rows if row[0] == "human-like, of 2"]
-    assert theirs[1] == f"{5.10 / 2:.2f}"  # without an age of acquisition
+    assert theirs[:2] == [f"{(5.63 - 12.15) / 2:.2f}", "–"]  # the other's AoA is not published
     assert "Accuracies in 7 tasks of blimp_filtered, rules of 2026" in page.tables
     missing = page.column("What is not there, and what makes it", "command")
     assert missing["full_eval/comps"] == "get it" and missing["GLUE"] == "python -m tools.finetune"

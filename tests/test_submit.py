@@ -254,6 +254,14 @@ def test_the_hand_in_has_the_official_form(run, evaluation_data, small, tmp_path
     assert "missing: " not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_curve_over_some_of_the_checkpoints_is_not_handed_in(complete):
+    learned = dict(score=0.4, predictions={"results": []}, complete=complete)
+    whole = submit.hand_in(submit.SubmitConfig(rules="2026"), {}, [], learned, {})
+    assert (whole["aoa"], whole["aoa_surprisals"]) == (
+        ({"aoa": 0.4}, {"results": []}) if complete else (None, None))
+
+
 def assert_words(whole, tree, rules):
     """Reading and age of acquisition."""
     rows = whole["reading"]["reading"]["predictions"]

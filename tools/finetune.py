@@ -174,6 +174,8 @@ def main(cfg):
     for task, task_cfg in plan if cfg.overwrite else without_result(plan, results, path):
         seed, origin = str(task_cfg.seed), origin_of(task_cfg, task)
         print(f"\n=== {task}, seed {seed}, rules of {cfg.rules}", flush=True)
+        if any([results.get(name, {}).pop(seed, None) for name in scored_on(cfg, task)]):
+            write_json(path, results)  # first: what it was of is deleted as training begins
         scores, predicted, interrupted = finetune(task_cfg, task, tokenizer)
         write_json(os.path.join(task_cfg.out_dir, "predictions.json"), predicted)
         for name, score in scores.items():  # mnli brings mnli-mm
@@ -346,6 +348,8 @@ def without_result(plan, results, path):
             if changed:
                 sys.exit(f"error: {path} has {task}, seed {cfg.seed}, with other settings, weights or data "
                          f"({changed}); name another --out_dir, or use --overwrite for these tasks")
+            if cfg.keep_model and not os.path.isdir(os.path.join(cfg.out_dir, "member_0")):
+                todo.append((task, cfg))
     if older:
         print(f"notice: {path} has results of older code, whose settings, weights and data are not compared: "
               f"{', '.join(older)}")
@@ -777,7 +781,7 @@ def departures(cfg):
     official = type(cfg).from_given(rules=cfg.rules)
     ignored = (*NOT_PER_TASK, *WHERE_AND_HOW, "seed", "bos")
     changed = differences(asdict(official), asdict(cfg), ignored)
-    by_task = "settings by task" if set(cfg.per_task) - set(official.per_task) else ""
+    by_task = "settings by task" if set(cfg.per_task) != set(official.per_task) else ""
     return ", ".join(filter(None, [changed, by_task]))
 
 

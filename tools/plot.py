@@ -77,6 +77,7 @@ def check_plot_config(cfg, picture, columns):
     need(cfg,
          widest=(not cfg.widest or picture == "phenomena", "0 but with --phenomena"),
          accuracy=(not cfg.accuracy or picture == "tasks", "False but with --tasks"),
+         labels=(not cfg.labels or picture not in ("sizes", "scatter"), "() with --sizes and --scatter"),
          width=(1 <= cfg.width <= 50, "between 1 and 50 inches"),
          height=(1 <= cfg.height <= 50, "between 1 and 50 inches"))
     if picture in ("curves", "phenomena", "tasks") and len(columns) > len(LOOKS):

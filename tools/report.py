@@ -232,8 +232,10 @@ def scored(scores, this):
         if values:
             blocks.append(beside_published(["benchmark", "this run", "chance"], values,
                                            baselines(rules, bool(scores.summaries[rules]))))
-        stale = [f"{folder} (step {row['step']})" for folder, row in folders.items()
-                 if row["step"] != this.described.get("step")]
+        dated = {**folders, "tools.submit's table": scores.summaries[rules],
+                 "reading": scores.reading if rules in scores.reading.get("rules", ()) else {}}
+        stale = [f"{name} (step {row.get('step')})" for name, row in dated.items()
+                 if row and row.get("step") != this.described.get("step")]
         if stale:
             blocks.append(Paragraph(f"Scored at another step than the one above: {', '.join(stale)}."))
         if seeds:
@@ -289,7 +291,7 @@ def baselines(rules, with_means):
         words = {"strict-small": "10M", "strict": "100M"}[track]
         for model, values in published.items():
             known = dict(zip(submit.BENCHMARKS[rules], values, strict=True))
-            means = submit.means(rules, {title: value or 0.0 for title, value in known.items()}, [])
+            means = submit.means(rules, known, [])
             models[f"{model}, {words}"] = known | (means if with_means else {})
     return models
 
@@ -408,9 +410,8 @@ def missing(cfg, members, scores):
         rows.append([what, Code(remedy) if remedy.startswith(("python ", "pip ")) else remedy])
     folders = ("blimp_filtered", "supplement_filtered", "ewok_filtered")
     if absent := [folder for folder in folders if folder not in scores.folders["2024"]]:
-        every = ",".join(dict.fromkeys([*folders, *scores.folders["2024"]]))  # the result is written anew
         rows.append([f"by the rules of 2024: {', '.join(absent)}",
-                     Code(f"python eval_blimp.py --ckpt={path} --data={every}")])
+                     Code(f"python eval_blimp.py --ckpt={path} --data={','.join(absent)}")])
     if not scores.glue and not scores.summaries["2026"]:
         command = f"python -m tools.finetune --rules=2026 --ckpt={path} --out_dir=out/glue"
         rows.append(["fine-tuning", (Code(command), ", and here ", Code("--glue=out/glue"))])

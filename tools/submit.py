@@ -361,7 +361,7 @@ def write_tree(cfg, by_revision, learned, tuned):
     if learned:
         where = ("main", "zero_shot", "causal", "AoA_word")
         write_json(in_results(cfg, *where, "surprisal.json"), learned["predictions"])
-        if cfg.rules == "2026":
+        if cfg.rules == "2026" and learned["complete"]:
             write_json(in_results(cfg, *where, "aoa_score.json"), {"aoa": learned["score"]})
     for task, result in tuned.items():
         write_json(in_results(cfg, "main", "finetune", task, "predictions.json"), result["predictions"])
@@ -387,7 +387,7 @@ def hand_in(cfg, full, fast, learned, tuned):
     surprisals = handed(learned, "predictions")
     collated = {task.key: handed(full.get(task.key, {}), "predictions") for task in tasks}
     collated |= dict(aoa=surprisals) if cfg.rules == "2025" else dict(
-        aoa_surprisals=surprisals, aoa={"aoa": learned["score"]} if learned else None)
+        aoa_surprisals=surprisals, aoa={"aoa": learned["score"]} if surprisals else None)
     collated["glue"] = {}
     for result in tuned.values():
         collated["glue"] |= handed(result, "predictions") or {}
@@ -428,7 +428,7 @@ def scores_and_means(cfg, full, learned, tuned):
 
 
 def means(rules, official, there):
-    """official: {benchmark: % , 0 where it is missing}; there: % or None."""
+    """official: {benchmark: %, 0 where it is missing, None where it is not known}; there: % or None."""
     found = {f"overall, the mean of {len(official)}, missing = 0": mean(official.values())}
     if rules == "2026":
         human = ("reading", "AoA")
@@ -440,7 +440,7 @@ def means(rules, official, there):
 
 def mean(values):
     values = list(values)
-    return sum(values) / len(values)
+    return None if None in values else sum(values) / len(values)
 
 
 def print_table(cfg, result):
@@ -456,8 +456,8 @@ def print_table(cfg, result):
         ours = cell(row["score"], row["se"], "" if row["complete"] or row["score"] is None else "*")
         print(f"| {title}{parts} | {ours} | " + " | ".join(cell(theirs[i]) for theirs in published.values())
               + " |")
-    baselines = [means(cfg.rules, {title: value or 0 for title, value in zip(BENCHMARKS[cfg.rules], theirs)},
-                       theirs) for theirs in published.values()]
+    baselines = [means(cfg.rules, dict(zip(BENCHMARKS[cfg.rules], theirs)), theirs)
+                 for theirs in published.values()]
     for i, (title, value) in enumerate(result["means"].items()):
         theirs = [cell([*row.values()][i]) if "there" not in title else "" for row in baselines]
         print(f"| {title} | {cell(value)} | " + " | ".join(theirs) + " |")

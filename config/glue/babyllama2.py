@@ -23,5 +23,6 @@ per_task = [
     for task, *values in _rows]
 tasks = [task for task, *_ in _rows]
 patience = 0
+warmup_from_0 = True  # as Hugging Face's
 dtype = "bfloat16"  # all its runs were so
 seeds = ["12"]

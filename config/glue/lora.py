@@ -9,6 +9,7 @@ formats = "lora"
 select = "loss"
 learning_rate = 3e-4
 warmup_share = 0.06
+warmup_from_0 = True  # as Hugging Face's
 batch_size = 64
 epochs = 32
 patience = 0
