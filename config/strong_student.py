@@ -4,6 +4,7 @@
 out_dir = "out/strong_student"
 
 epochs = 10
+random_offset = True
 learning_rate = 2e-3
 optimizer = "muon"
 weight_decay = 1.0

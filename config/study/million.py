@@ -6,15 +6,16 @@
 #   python -m tools.study config/study/million.py --seeds=1,2,3
 # Baby Llama has two larger teachers of two kinds, BabyLlama-2 two of the student's own size and more weight
 # decay, Tiny Minds two small ones and a GPT-2 as the student. None has dropout (the papers' GPT-2 has 0.1): a
-# CPU takes three times as long with it. Rates and decay were chosen on validation loss with seed 11.
+# CPU takes three times as long with it. Rates and decay were chosen on validation loss with seed 11, offsets
+# with 11 to 13.
 _llama = "config/llama_16m.py --n_layer=4 --n_head=4"
 _gpt2 = "config/gpt2_10m.py --n_layer=4 --n_head=4 --micro_batch_size=0 --weight_decay=0.1 --dropout=0"
 _small = f"{_gpt2} --n_embd=128 --intermediate_size=512"
 _student = f"{_llama} --n_embd=128 --intermediate_size=384"
 _large = f"{_llama} --n_embd=192 --intermediate_size=512"
 _published = "--kl_reduction=sequence"
-_cached = "--teacher_cache=data/million_teachers"  # twice the speed, the same arithmetic
-_ten = f"--epochs=10 {_cached}"
+_cached = "--teacher_cache=data/million_teachers"  # twice the speed, the same arithmetic; wants fixed chunks
+_ten, _offset, _fixed = "--epochs=10", "--random_offset=True", "--random_offset=False"
 _adamw = "--optimizer=adamw --weight_decay=0.1"
 _teacher, _taught = "config/strong_teacher.py", "config/strong_student.py"
 runs = [
@@ -23,18 +24,21 @@ runs = [
     f"gpt2 {_gpt2} --n_embd=192 --intermediate_size=768",
     f"llama {_large}",
     f"babyllama {_student} {_published} gpt2 llama",
-    f"babyllama-10 {_student} {_published} {_ten} gpt2 llama",
-    # beyond the papers, and parts of it taken away
+    f"babyllama-10 {_student} {_published} {_ten} {_cached} gpt2 llama",
+    f"babyllama-10-offset {_student} {_published} {_ten} {_offset} gpt2 llama",
+    # beyond the papers, and its parts taken away one after the other
     f"strong {_student} {_taught} {_ten} gpt2 llama",
-    f"strong-6 {_student} {_taught} gpt2 llama",
+    f"strong-fixed {_student} {_taught} {_ten} {_fixed} {_cached} gpt2 llama",
+    f"strong-fixed-6 {_student} {_taught} {_fixed} gpt2 llama",
     f"strong-alone {_student} {_teacher} --weight_decay=1",
-    # two Llamas as its teachers, and parts of that taken away
+    # two Llamas as its teachers (and fixed chunks), and parts of that taken away
     f"llama-muon1 {_large} {_teacher} --seed=+100",
     f"llama-muon2 {_large} {_teacher} --seed=+200",
-    f"strong-llamas {_student} {_taught} {_ten} llama-muon1 llama-muon2",
-    f"strong-llamas-6 {_student} {_taught} llama-muon1 llama-muon2",
-    f"strong-llamas-6-adamw {_student} {_taught} {_adamw} llama-muon1 llama-muon2",
-    f"strong-llamas-6-papers-loss {_student} {_taught} {_published} --temperature=2 llama-muon1 llama-muon2",
+    f"strong-llamas {_student} {_taught} {_ten} {_fixed} {_cached} llama-muon1 llama-muon2",
+    f"strong-llamas-6 {_student} {_taught} {_fixed} llama-muon1 llama-muon2",
+    f"strong-llamas-6-adamw {_student} {_taught} {_fixed} {_adamw} llama-muon1 llama-muon2",
+    f"strong-llamas-6-papers-loss {_student} {_taught} {_fixed} {_published} --temperature=2 "
+    "llama-muon1 llama-muon2",
     # BabyLlama-2
     f"equal1 {_student} --weight_decay=0.5 --seed=+100",
     f"equal2 {_student} --weight_decay=0.5 --seed=+200",

@@ -15,8 +15,10 @@ runs = [
     f"llama {_large}",
     "babyllama config/babyllama.py gpt2 llama",
     "babyllama-10 config/babyllama.py --epochs=10 gpt2 llama",
+    "babyllama-10-offset config/babyllama.py --epochs=10 --random_offset=True gpt2 llama",
     # beyond the papers, and parts of it taken away
     f"strong {_student} {_taught} gpt2 llama",
+    f"strong-fixed {_student} {_taught} --random_offset=False gpt2 llama",
     f"strong-alone {_student} {_teacher} --weight_decay=1",
     f"strong-adamw {_student} {_taught} {_adamw} gpt2 llama",
     f"strong-papers-loss {_student} {_taught} {_published} --temperature=2 gpt2 llama",
