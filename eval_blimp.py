@@ -8,7 +8,7 @@ its supplement, EWoK, entity tracking, COMPS, WUG, GlobalPIQA.
     python -m tools.compare out/babyllama out/llama_58m              # runs scored before, side by side
 
 A candidate's score is the sum of log-probabilities of its tokens, in float32, over the whole vocabulary,
-nothing appended; the highest is chosen. How years differ is a table in lib/tasks.py:
+nothing appended; the highest is chosen. How years differ is a table in lib/rules.py:
 
     2023, 2024   one token (2024: <s>, else </s>, else <pad>; 2023: </s>), then " " + sentence
     2025, 2026   the text as the tokenizer gives it: without <s>, a text's first token has no score
@@ -41,9 +41,10 @@ from lib.configurator import launch, need
 from lib.data import evaluate, validation_chunks
 from lib.files import check_writable, parse_json, regular, write_json, write_lines
 from lib.machine import Machine, can_compile, pick_device
+from lib.rules import RULES, mean_title, result_name
 from lib.scoring import ROW, flattened, plant
 from lib.shards import Shards
-from lib.tasks import RULES, encoder, read_items
+from lib.tasks import encoder, read_items
 from train import TrainConfig
 
 BEYOND = 4096  # tokens of a text that a Llama of fewer positions reads too
@@ -133,10 +134,6 @@ def scored_before(path, result):
         return {**old, "folders": dict(old["folders"])} if same else {}
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or damaged
         return {}
-
-
-def result_name(rules):
-    return "blimp.json" if rules == "2024" else f"blimp_{rules}.json"
 
 
 def mean_loss(cfg, teachers, described, machine):
@@ -356,21 +353,6 @@ def print_table(cfg, result):
         for phenomenon, row in folder["phenomena"].items():
             line(phenomenon, row, 2)
         line(f"{name}: {mean_title(folder, cfg.rules)}", folder, 0)
-
-
-def mean_title(folder, rules):
-    return f"mean of {len(units(folder, rules))} {'phenomena' if by_phenomenon(folder, rules) else 'tasks'}"
-
-
-def units(folder, rules):
-    """Lists of tasks: what a folder's accuracy is the mean over, with the items of each in one pool."""
-    if by_phenomenon(folder, rules):
-        return [row["tasks"] for row in folder["phenomena"].values()]
-    return [[task] for task in folder["tasks"]]
-
-
-def by_phenomenon(folder, rules):
-    return RULES[rules].pooled and bool(folder["phenomena"])
 
 
 if __name__ == "__main__":

@@ -8,22 +8,9 @@ from functools import cache
 from typing import NamedTuple
 
 from lib.files import parse_json, regular
+from lib.rules import RULES
 from lib.scoring import Candidate, added_bos, candidate
 from lib.tokenizers import prefix_token
-
-
-class Rules(NamedTuple):
-    prefix: str               # before a text without context: '<s>', '</s>', or what the tokenizer puts there
-    split_ties: bool = False  # k best give 1/k of a point (officially one is drawn); else the first is it
-    pooled: bool = False      # a phenomenon's accuracy is that of all its pairs, not its tasks' mean
-
-
-RULES = {
-    "2023": Rules("</s>", pooled=True),
-    "2024": Rules("<s>"),
-    "2025": Rules("tokenizer"),
-    "2026": Rules("tokenizer", split_ties=True),
-}
 
 
 class Format(NamedTuple):

@@ -13,8 +13,9 @@ from eval_blimp import EvalConfig
 from helpers import ROOT, edit_json, write_pairs
 from lib.checkpoints import weights_sha256
 from lib.files import read_json, write_json
+from lib.rules import RULES
 from lib.scoring import Candidate
-from lib.tasks import RULES, Item
+from lib.tasks import Item
 from tools import compare
 
 

@@ -18,8 +18,9 @@ from helpers import distill_config, read_jsonl, real, records, write_pairs
 from lib import tasks
 from lib.checkpoints import find_checkpoint, load_checkpoint, load_ensemble, read_checkpoint_config
 from lib.files import read_json
+from lib.rules import RULES
 from lib.scoring import Candidate
-from lib.tasks import RULES, Item, encoder, read_items
+from lib.tasks import Item, encoder, read_items
 
 CPU = torch.device("cpu")
 
@@ -180,7 +181,7 @@ def test_unwritable_results_are_refused_before_scoring(corpus, teachers, tmp_pat
             evaluate(teachers[0], f"{corpus}/pairs", **change)
 
 
-def test_scores_of_the_same_weights_by_the_same_rules_stay(corpus, teachers, tmp_path):
+def test_scores_of_the_same_weights_by_the_same_rules_stay(corpus, data, teachers, tmp_path):
     """Not of other weights, nor in a file of the user's own, nor what cannot be read."""
     run, other = str(tmp_path / "run"), str(tmp_path / "more")
     shutil.copytree(teachers[0], run, ignore=shutil.ignore_patterns("blimp*"))
@@ -191,7 +192,7 @@ def test_scores_of_the_same_weights_by_the_same_rules_stay(corpus, teachers, tmp
         return list(read_json(change.get("out", f"{run}/blimp.json"))["folders"])
     evaluate(run, f"{corpus}/pairs")
     first = scored(run, "pairs")
-    evaluate(run, f"{corpus}/pairs", data_dir=f"{corpus}/data", eval_chunks=8)
+    evaluate(run, f"{corpus}/pairs", data_dir=data, eval_chunks=8, seq_len=32)
     loss = read_json(f"{run}/blimp.json")["val_ce"]
     assert folders() == ["pairs", "more"] and scored(run, "pairs") == first
     assert read_json(f"{run}/blimp.json")["val_ce"] == loss

@@ -22,8 +22,9 @@ from helpers import VOCAB, read_jsonl, real, thorough
 from lib import scoring, tasks
 from lib.checkpoints import load_ensemble
 from lib.files import read_json
+from lib.rules import RULES
 from lib.scoring import Candidate, added_bos
-from lib.tasks import RULES, encoder, read_items
+from lib.tasks import encoder, read_items
 from model import LanguageModel, ModelConfig
 from tools import hf
 

@@ -23,10 +23,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from eval_blimp import mean_title, result_name, units
 from lib.configurator import configure, launch, need
 from lib.files import read_json
-from lib.tasks import RULES
+from lib.rules import RULES, mean_title, result_name, units
 
 RESAMPLES = 10_000
 FILES = {rules: result_name(rules) for rules in RULES}

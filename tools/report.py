@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 
-from eval_blimp import result_name, texts_sha256
+from eval_blimp import texts_sha256
 from lib.charts import Line, line_chart, violins
 from lib.checkpoints import load_ensemble, run_folder
 from lib.configurator import configure, launch
@@ -25,8 +25,9 @@ from lib.lineage import hours, lineage, look_at, prepared_text, trained, words_s
 from lib.machine import pick_device
 from lib.page import Code, Figure, Heading, Paragraph, Quotes, Table, count, places, to_html, to_markdown
 from lib.published import BASELINES_2024, CHANCE, GLUE
+from lib.rules import RULES, result_name
 from lib.scoring import Candidate
-from lib.tasks import RULES, read_items
+from lib.tasks import read_items
 from sample import SampleConfig, generate
 from tools import finetune, submit
 from tools.compare import is_finetuned, read_glue, read_results

@@ -33,9 +33,9 @@ from lib.checkpoints import find_checkpoint, load_ensemble, run_folder, weights_
 from lib.configurator import launch
 from lib.files import check_writable, lock, read_json, sha256, write_json, write_lines
 from lib.machine import can_compile, pick_device
+from lib.rules import RULES
 from lib.runs import differences
 from lib.scoring import added_bos
-from lib.tasks import RULES
 from tools import aoa, finetune, reading
 
 
