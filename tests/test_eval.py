@@ -181,29 +181,30 @@ def test_unwritable_results_are_refused_before_scoring(corpus, teachers, tmp_pat
             evaluate(teachers[0], f"{corpus}/pairs", **change)
 
 
-def test_scores_of_the_same_weights_by_the_same_rules_stay(corpus, data, teachers, tmp_path):
+def test_scores_of_the_same_weights_by_the_same_rules_stay(data, teachers, tmp_path):
     """Not of other weights, nor in a file of the user's own, nor what cannot be read."""
-    run, other = str(tmp_path / "run"), str(tmp_path / "more")
+    run, pairs, other = (str(tmp_path / name) for name in ("run", "pairs", "more"))
     shutil.copytree(teachers[0], run, ignore=shutil.ignore_patterns("blimp*"))
-    shutil.copytree(f"{corpus}/pairs", other)
+    for folder in (pairs, other):
+        write_pairs(folder, "t", [("the dog runs.", "the dog run."), ("a cat sees.", "a cat see.")])
 
     def folders(**change):
         evaluate(run, other, **change)
         return list(read_json(change.get("out", f"{run}/blimp.json"))["folders"])
-    evaluate(run, f"{corpus}/pairs")
+    evaluate(run, pairs)
     first = scored(run, "pairs")
-    evaluate(run, f"{corpus}/pairs", data_dir=data, eval_chunks=8, seq_len=32)
+    evaluate(run, pairs, data_dir=data, eval_chunks=8, seq_len=32)
     loss = read_json(f"{run}/blimp.json")["val_ce"]
     assert folders() == ["pairs", "more"] and scored(run, "pairs") == first
     assert read_json(f"{run}/blimp.json")["val_ce"] == loss
     assert folders(out=f"{tmp_path}/own.json") == ["more"]
     assert folders(dtype="bfloat16") == ["more"]
-    evaluate(run, f"{corpus}/pairs", dtype="bfloat16")
+    evaluate(run, pairs, dtype="bfloat16")
     assert folders(dtype="bfloat16") == ["more", "pairs"]
     with open(f"{run}/blimp.json", "w") as f:
         f.write("{")
     assert folders() == ["more"]
-    evaluate(run, f"{corpus}/pairs")
+    evaluate(run, pairs)
     name = os.path.basename(find_checkpoint(run))
     shutil.rmtree(f"{run}/{name}")
     shutil.copytree(find_checkpoint(teachers[1]), f"{run}/{name}")  # as if trained further
