@@ -20,16 +20,18 @@ def result_name(rules):
     return "blimp.json" if rules == "2024" else f"blimp_{rules}.json"
 
 
-def mean_title(folder, rules):
-    return f"mean of {len(units(folder, rules))} {'phenomena' if by_phenomenon(folder, rules) else 'tasks'}"
+def unit(folder, rules):
+    """What a folder's accuracy is the unweighted mean over: a key of its result."""
+    return "phenomena" if RULES[rules].pooled and folder["phenomena"] else "tasks"
 
 
 def units(folder, rules):
-    """Lists of tasks: what a folder's accuracy is the mean over, with the items of each in one pool."""
-    if by_phenomenon(folder, rules):
+    """The tasks of each unit, whose items are one pool."""
+    if unit(folder, rules) == "phenomena":
         return [row["tasks"] for row in folder["phenomena"].values()]
     return [[task] for task in folder["tasks"]]
 
 
-def by_phenomenon(folder, rules):
-    return RULES[rules].pooled and bool(folder["phenomena"])
+def mean_title(folder, rules):
+    name = unit(folder, rules)
+    return f"mean of {len(folder[name])} {name}"

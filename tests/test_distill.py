@@ -207,9 +207,9 @@ def test_teachers_are_not_touched(data, teachers, tmp_path):
 
 
 def test_changed_teachers_show_on_resume(data, teachers, tmp_path, capsys):
-    def said(teacher, max_iters, **change):
+    def said(teacher, max_iters):
         """What the run prints that is resumed with another teacher or for more steps."""
-        run_distill(data, tmp_path / "run", [teacher], max_iters=max_iters, resume=True, **change)
+        run_distill(data, tmp_path / "run", [teacher], max_iters=max_iters, resume=True)
         return capsys.readouterr().out
 
     run_distill(data, tmp_path / "run", teachers[:1], max_iters=3)

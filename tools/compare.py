@@ -25,7 +25,7 @@ import numpy as np
 
 from lib.configurator import configure, launch, need
 from lib.files import read_json
-from lib.rules import RULES, mean_title, result_name, units
+from lib.rules import RULES, mean_title, result_name, unit, units
 
 RESAMPLES = 10_000
 FILES = {rules: result_name(rules) for rules in RULES}
@@ -117,7 +117,7 @@ def read_result(file, path):
                 f"{row['accuracy']:.2f} {row['se']:.2f} {row.get('rho', 0):.2f}"  # numbers?
             tasks = folder["tasks"]
             good = all(re.fullmatch("[0-9]+", row["right"]) for row in tasks.values())
-            known = all(tasks.keys() >= set(unit) for unit in units(folder, result.get("rules", "2024")))
+            known = all(tasks.keys() >= set(each) for each in units(folder, result.get("rules", "2024")))
             if not (good and known and tasks and folder["sha256"]):
                 raise ValueError
     except (KeyError, TypeError, AttributeError, ValueError):
@@ -155,13 +155,14 @@ def print_folder(cfg, name, rules, labels, columns):
     if "rho" in example:
         print_row("**rank correlation with the share of people, x 100**", lambda scores: scores["rho"])
     print()
-    first, what = right(columns[0], rules), mean_title(example, rules).split()[-1]
+    first = right(columns[0], rules)
     for title, column in zip(labels[1:], columns[1:]):
         other = right(column, rules)
         differences = [a.mean() - b.mean() for a, b in zip(first, other)]
         low, high = 100 * paired_bootstrap(first, other)
         print(f"{labels[0]} - {title}: {100 * np.mean(differences):+.2f} points, 95% interval {low:+.2f} to "
-              f"{high:+.2f} over items; Wilcoxon over {len(first)} {what} p = {wilcoxon(differences):.2g}")
+              f"{high:+.2f} over items; Wilcoxon over {len(first)} {unit(example, rules)} "
+              f"p = {wilcoxon(differences):.2g}")
 
 
 def print_header(title, labels):

@@ -174,7 +174,8 @@ def main(cfg):
     for task, task_cfg in plan if cfg.overwrite else without_result(plan, results, path):
         seed, origin = str(task_cfg.seed), origin_of(task_cfg, task)
         print(f"\n=== {task}, seed {seed}, rules of {cfg.rules}", flush=True)
-        if any([results.get(name, {}).pop(seed, None) for name in scored_on(cfg, task)]):
+        replaced = [results.get(name, {}).pop(seed, None) for name in scored_on(cfg, task)]
+        if any(replaced):
             write_json(path, results)  # first: what it was of is deleted as training begins
         scores, predicted, interrupted = finetune(task_cfg, task, tokenizer)
         write_json(os.path.join(task_cfg.out_dir, "predictions.json"), predicted)
