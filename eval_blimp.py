@@ -16,8 +16,9 @@ nothing appended; the highest is chosen. How years differ is a table in lib/rule
 The default is 2024: the papers' tables are by it, and so is every number in README and RESULTS.md that
 names no other rules. Today's challenge is --rules=2026, or `python -m tools.submit`. A task is a .jsonl file
 (of EWoK and entity tracking a part of one); a folder's accuracy is the unweighted mean over its tasks (2023:
-over its phenomena). Several checkpoints score as one: averaged logits. A run's scores are kept in its
-folder; those of other commands stay, as long as they are of the same weights.
+over its phenomena). Several checkpoints score as one: averaged logits. Scores are kept in the folder that
+--ckpt names, a run's (of its best checkpoint) or a checkpoint's own; those of other commands stay there, as
+long as they are of the same weights.
 """
 import gzip
 import hashlib
@@ -36,14 +37,14 @@ import torch
 from tqdm import tqdm
 
 from distill import Teacher, ensemble_logits, mean_logits
-from lib.checkpoints import load_ensemble, run_folder
+from lib.checkpoints import load_ensemble
 from lib.configurator import launch, need
 from lib.data import evaluate, validation_chunks
 from lib.files import check_writable, parse_json, regular, write_json, write_lines
 from lib.machine import Machine, can_compile, pick_device
 from lib.rules import RULES, mean_title, result_name
 from lib.scoring import ROW, flattened, plant
-from lib.shards import Shards
+from lib.shards import Shards, data_sha256
 from lib.tasks import encoder, read_items
 from train import TrainConfig
 
@@ -63,7 +64,7 @@ class EvalConfig:
     eval_chunks: int = 8192
     items: str = ""              # also write one JSON line per item to this file: each candidate's score
     predictions: str = ""        # also add what was preferred to this .json.gz, for the 2024 challenge
-    out: str = ""                # where the result goes; '' = blimp.json (blimp_2026.json) in the run folder
+    out: str = ""                # where the result goes; '' = blimp.json (blimp_2026.json) in --ckpt
     batch_tokens: int = 1024     # positions scored at a time; a GPU wants more
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     compile: Literal["auto", "on", "off"] = "auto"     # auto: for 20,000 items and more
@@ -81,17 +82,22 @@ def main(cfg):
     machine = Machine(device, dtype=getattr(torch, cfg.dtype))
     models, tokenizer, described = load_ensemble(cfg.ckpt, device)
     teachers = [Teacher(m) for m in models]  # they score as one: averaged logits
+    about = dict(ckpt=list(cfg.ckpt), step=described["step"], weights_sha256=described["weights_sha256"],
+                 dtype=cfg.dtype, rules=cfg.rules, bos=cfg.bos)
     out = result_path(cfg)
+    before = {} if cfg.out else scored_before(out, about)
     folders = read_folders(cfg, models, tokenizer, described)
     begin = time.perf_counter()
     many = sum(map(len, folders.values())) >= 20000
     if (cfg.compile == "on" or cfg.compile == "auto" and many) and can_compile(device):
         for m in models:
             m.model.compile_layers()
-    result = dict(ckpt=list(cfg.ckpt), step=described["step"], weights_sha256=described["weights_sha256"],
-                  dtype=cfg.dtype, rules=cfg.rules, bos=cfg.bos, folders={})
+    result = dict(about, folders={})
     if cfg.data_dir:
-        result[f"{cfg.split}_ce"] = mean_loss(cfg, teachers, described, machine)
+        shards = Shards(cfg.data_dir, cfg.split)
+        result[f"{cfg.split}_ce"] = mean_loss(cfg, shards, teachers, described, machine)
+        result[f"{cfg.split}_on"] = dict(data_sha256=data_sha256(shards.meta), seq_len=cfg.seq_len,
+                                         eval_chunks=cfg.eval_chunks)
     lines, predictions = [], {}
     for name, items in folders.items():
         with machine.autocast():
@@ -101,7 +107,6 @@ def main(cfg):
         lines += map(json_line, items, scores)
     result["seconds"] = round(time.perf_counter() - begin, 1)
     if out:
-        before = {} if cfg.out else scored_before(out, result)
         folders = {**before.get("folders", {}), **result["folders"]}
         write_json(out, {**before, **result, "folders": folders})
     if cfg.items:
@@ -117,7 +122,7 @@ def result_path(cfg):
     """Where the result goes, '' for nowhere. Exits if that or another file asked for cannot be written."""
     out = cfg.out
     if not out and len(cfg.ckpt) == 1 and cfg.data:
-        out = os.path.join(run_folder(cfg.ckpt[0]), result_name(cfg.rules))
+        out = os.path.join(cfg.ckpt[0], result_name(cfg.rules))
     for path in filter(None, (out, cfg.items)):
         check_writable(path)
     if cfg.predictions:
@@ -125,20 +130,26 @@ def result_path(cfg):
     return out
 
 
-def scored_before(path, result):
-    """What the file has of the same weights, by the same rules: it stays there."""
+def scored_before(path, about):
+    """What the file has of the same weights, by the same rules: it stays there. Exits if it was scored
+    otherwise."""
     try:
         with open(path) as f:
             old = parse_json(f.read())
-        same = all(old.get(key) == result[key] for key in ("weights_sha256", "dtype", "rules", "bos"))
-        return {**old, "folders": dict(old["folders"])} if same else {}
+        if old["weights_sha256"] != about["weights_sha256"]:
+            return {}
+        old["folders"].keys()
     except (OSError, ValueError, KeyError, TypeError, AttributeError):  # not there, or damaged
         return {}
+    for key in ("dtype", "bos"):
+        if old.get(key, about[key]) != about[key]:
+            sys.exit(f"error: {path} has scores of these weights with {key}={old[key]}; delete it, or put "
+                     f"those with {key}={about[key]} elsewhere: --out=...")
+    return old
 
 
-def mean_loss(cfg, teachers, described, machine):
-    """Nats per token of the averaged logits on the split's chunks, chosen as train.py chooses them."""
-    shards = Shards(cfg.data_dir, cfg.split)
+def mean_loss(cfg, shards, teachers, described, machine):
+    """Nats per token of the averaged logits on a split's chunks, chosen as train.py chooses them."""
     if shards.meta["tokenizer_sha256"] != described["tokenizer_sha256"]:
         sys.exit(f"error: {cfg.data_dir} has another tokenizer than {cfg.ckpt[0]}")
     block_size = min(teacher.cfg.block_size for teacher in teachers)
@@ -245,8 +256,10 @@ def summary(items, scores, rules):
              for task, p in points.items()}
     for task, pairs in shares.items():
         tasks[task]["rho"] = spearman(*zip(*pairs))
-    terms = {}
-    for task, term in {item.task: item.phenomenon for item in items}.items():
+    terms, of_task = {}, {item.task: item.phenomenon for item in items}
+    for task, term in of_task.items():
+        if rules.pooled and any(of_task.values()):
+            term = term or task
         if term:  # two paradigms are s-selection in the data, argument structure in the BLiMP paper
             terms.setdefault("argument_structure" if term == "s-selection" else term, []).append(task)
     phenomena = {term: dict(task_row(sum((points[task] for task in names), [])) if rules.pooled

@@ -14,6 +14,7 @@ from lib.checkpoints import load_ensemble
 from lib.configurator import launch
 from lib.data import Batch
 from lib.machine import pick_device
+from lib.tokenizers import prefix_token
 
 
 @dataclass
@@ -34,9 +35,11 @@ def main(cfg):
     sys.stdout.reconfigure(errors="replace")  # for terminals that are not UTF-8
     for i, prompt in enumerate([cfg.prompt] if cfg.prompt else typed_prompts()):
         ids = tokenizer.encode(prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
-        if described["bos"] != "none" or not ids:  # a model trained without <s>: only as a last resort
-            ids = [tokenizer.bos if tokenizer.bos is not None else 0] + ids
-        ids = generate(models, ids, cfg.length, cfg.temperature, cfg.top_k, cfg.seed + i)
+        if described["bos"] != "none" and tokenizer.bos is not None:
+            ids = [tokenizer.bos] + ids
+        ids = ids or [prefix_token(tokenizer)]  # of a model trained without <s>: only as a last resort
+        ids = generate(models, ids, cfg.length, cfg.temperature, cfg.top_k, cfg.seed + i,
+                       tokenizer.vocab_size)
         print(tokenizer.decode(ids), flush=True)
 
 
@@ -50,9 +53,10 @@ def typed_prompts():
 
 
 @torch.no_grad()
-def generate(models, ids, length, temperature=1.0, top_k=0, seed=1):
+def generate(models, ids, length, temperature=1.0, top_k=0, seed=1, vocab_size=None):
     """`ids` (a list, at least one) and `length` sampled tokens more, from the models' averaged logits.
-    The context is the last block_size tokens."""
+    The context is the last block_size tokens. vocab_size: how many tokens there are, if fewer than the models
+    have logits (an imported one's may be padded)."""
     teachers, device = [Teacher(m) for m in models], next(models[0].parameters()).device
     generator = torch.Generator().manual_seed(seed)
     block_size = min(m.cfg.block_size for m in models)
@@ -60,6 +64,7 @@ def generate(models, ids, length, temperature=1.0, top_k=0, seed=1):
     for _ in range(length):
         batch = Batch(torch.tensor([ids[-block_size:]], device=device))
         z = mean_logits(teachers, [teacher.states(batch)[:, -1] for teacher in teachers])[0].cpu()  # (V,)
+        z = z[:vocab_size]
         if temperature == 0:
             ids.append(z.argmax().item())
             continue

@@ -24,12 +24,12 @@ from model import LanguageModel, ModelConfig, check_model_config
 COUNTERS = ("step", "best_val_ce", "best_step", "waited")  # of state.json
 
 
-def save_checkpoint(out_dir, name, model, config, tokenizer_file, state=None):
+def save_checkpoint(out_dir, name, model, config, tokenizer, state=None):
     """Write out_dir/<name>/ whole or not at all.
 
-    config: what config.json holds beside the format version. state: (tensors, counters), what only
-    resuming needs, both dicts. Tied tensors are stored once. Nothing points to the folder
-    until `point_to` does.
+    config: what config.json holds beside the format version. tokenizer: its file's bytes. state: (tensors,
+    counters), what only resuming needs, both dicts. Tied tensors are stored once. Nothing points to the
+    folder until `point_to` does.
     """
     folder, tmp = os.path.join(out_dir, name), os.path.join(out_dir, name + ".tmp")
     for stale in (tmp, folder):  # of a run that was killed here before
@@ -40,7 +40,8 @@ def save_checkpoint(out_dir, name, model, config, tokenizer_file, state=None):
         del weights["lm_head.weight"]
     save_file(weights, os.path.join(tmp, "model.safetensors"))
     write_json(os.path.join(tmp, "config.json"), dict(format_version=FORMAT_VERSION, **config))
-    shutil.copy(tokenizer_file, tmp)
+    with open(os.path.join(tmp, config["tokenizer"]), "wb") as f:
+        f.write(tokenizer)
     if state:
         tensors = {k: v.detach().cpu().contiguous() for k, v in state[0].items()}
         save_file(tensors, os.path.join(tmp, "state.safetensors"))
@@ -186,6 +187,9 @@ def load_checkpoint(path, device="cpu"):
     folder = find_checkpoint(path)
     config = read_checkpoint_config(folder)
     verify(folder, ["model.safetensors", config["tokenizer"]])
+    if sha256(os.path.join(folder, config["tokenizer"])) != config["tokenizer_sha256"]:
+        sys.exit(f"error: {folder} has another tokenizer than its model was trained with; name another "
+                 "checkpoint")
     cfg = described_model(folder, config["model"])
     weights = read_weights(folder, cfg)
     model = LanguageModel(cfg)
@@ -244,7 +248,8 @@ def read_weights(folder, cfg):
 
 
 def load_ensemble(paths, device):
-    """Models with one tokenizer, the tokenizer, and the first model's config.json."""
+    """Models with one tokenizer, the tokenizer, and the first model's config.json; its bos is "mixed" if some
+    of them were trained with <s> before their texts and some without."""
     loaded = [load_checkpoint(path, device) for path in paths]
     for path, (model, _, described) in zip(paths, loaded):
         if described["tokenizer_sha256"] != loaded[0][2]["tokenizer_sha256"]:
@@ -252,7 +257,9 @@ def load_ensemble(paths, device):
         if not model.cfg.causal or model.cfg.n_labels:
             kind = "classifier" if model.cfg.n_labels else "masked language model (causal=False)"
             sys.exit(f"error: {path} is a {kind}: it gives text no probability")
-    return [model for model, _, _ in loaded], loaded[0][1], loaded[0][2]
+    models, (tokenizer, *_), every = zip(*loaded)
+    mixed = len({described["bos"] in ("line", "document") for described in every}) > 1
+    return list(models), tokenizer, {**every[0], "bos": "mixed"} if mixed else every[0]
 
 
 def run_folder(path):

@@ -158,6 +158,12 @@ def non_defaults(cfg, ignore=()):
     return json.loads(json.dumps(changed))
 
 
+def differences(old, new, ignore=()):
+    """What two dicts of settings have otherwise, in words; '' = nothing."""
+    return ", ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in {**old, **new}
+                     if old.get(k) != new.get(k) and k not in ignore)
+
+
 def parsed(types, key, text):
     """The text of a flag as the setting's type; text that does not fit stays text for checked()."""
     kind = types.get(key, str)
@@ -176,7 +182,7 @@ def checked(types, key, value, where):
     if key not in types:
         near = difflib.get_close_matches(key, types, 1)
         hint = (f"did you mean '{near[0]}'?" if near else
-                "it belongs to another script (see --help), or wants a name with _")
+                "--help lists this script's; in a config file, a name of yours begins with _")
         sys.exit(f"error: {where}: there is no setting '{key}': {hint}")
     kind = types[key]
     if kind is float and type(value) is int and abs(value) < 2 ** 63:

@@ -26,7 +26,8 @@ class Member(NamedTuple):
         sums = self.described.get("teacher_sha256", [""] * len(teachers))
         yield from ((path, f"teacher of {self.name}", sha) for path, sha in zip(teachers, sums))
         if self.settings().get("init_from"):
-            yield self.settings()["init_from"], f"what {self.name} began as", ""
+            sha = self.described.get("init_from_sha256", "")
+            yield self.settings()["init_from"], f"what {self.name} began as", sha
         if self.settings().get("generator"):
             sha = generator.get("weights_sha256", "")
             yield self.settings()["generator"], f"generator of {self.name}", sha

@@ -90,11 +90,14 @@ def pick_dtype(name, device):
 
 def ranks():
     """(rank, world), as torchrun says them in the environment."""
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
-    if rank >= world or world > 1 and missing:
-        sys.exit(f"error: the environment has RANK={rank}, WORLD_SIZE={world}, no {', '.join(missing)}; "
-                 "start several processes with torchrun, or unset them")
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    try:
+        rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    except ValueError:
+        rank, world = 1, 0
+    if not 0 <= rank < world or world > 1 and not os.environ.keys() >= set(names):
+        given = ", ".join(f"{name}={os.environ.get(name, '')}" for name in names)
+        sys.exit(f"error: the environment has {given}; start several processes with torchrun, or unset them")
     return rank, world
 
 

@@ -30,7 +30,9 @@ from lib.checkpoints import (
     remove_folder,
     save_checkpoint,
     sweep,
+    weights_sha256,
 )
+from lib.configurator import differences
 from lib.costs import training_bytes
 from lib.data import evaluate
 from lib.files import check_writable, git_revision, lock, read_json, write_json
@@ -69,6 +71,8 @@ class Keeper:
         """The step to begin with; what is trained is as it was then."""
         cfg, machine, data = self.cfg, self.machine, self.data
         self.trainee, self.optimizers, self.guard = trainee, optimizers, guard
+        if getattr(cfg, "init_from", "") and not cfg.resume:
+            self.about["init_from_sha256"] = weights_sha256(cfg.init_from)
         step = self.resume() if cfg.resume else 0
         if mean_over_ranks(torch.tensor(float(step)).to(machine.device), machine) != step:
             sys.exit(f"error: rank {machine.rank} finds step {step} in {cfg.out_dir}, others another: all "
@@ -113,7 +117,7 @@ class Keeper:
             self.guard.report()
         if mark and self.machine.rank == 0:
             described = self.describe(step, record.get("val_ce"))
-            save_checkpoint(cfg.out_dir, mark, self.trainee.student, described, self.tokenizer_file())
+            save_checkpoint(cfg.out_dir, mark, self.trainee.student, described, self.data.shards.tokenizer)
         if validates or stop:
             self.save(step, record.get("val_ce"))
         if record:
@@ -160,7 +164,7 @@ class Keeper:
             tensors, optimizers = resumable(self.trainee, self.optimizers)
             counters.update(self.guard.state(), **optimizers)
             save_checkpoint(out_dir, name, self.trainee.student, self.describe(step, val_ce),
-                            self.tokenizer_file(), state=(tensors, counters))
+                            self.data.shards.tokenizer, state=(tensors, counters))
             point_to(out_dir, "last.json", name, step, val_ce)
             if self.best_step == step:
                 point_to(out_dir, "best.json", name, step, val_ce)
@@ -175,10 +179,8 @@ class Keeper:
                     tokenizer=meta["tokenizer"], tokenizer_sha256=meta["tokenizer_sha256"],
                     bos=meta["options"]["bos"], data_sha256=data_sha256(meta), words=train_words(self.data),
                     git_revision=git_revision(), torch=torch.__version__,
-                    hardware=hardware(self.machine.device), train_config=asdict(self.cfg), **self.about)
-
-    def tokenizer_file(self):
-        return os.path.join(self.cfg.data_dir, self.data.meta["tokenizer"])
+                    hardware=hardware(self.machine.device), **arithmetic(self.machine),
+                    train_config=asdict(self.cfg), **self.about)
 
     def announce(self):
         """One line each: parameters, tokens per epoch, steps, estimated memory."""
@@ -225,7 +227,8 @@ class Keeper:
         saved, _, described = load_checkpoint(folder)
         refuse_another_run(self.cfg, self.data, folder, self.trainee.student, saved, described)
         if self.machine.rank == 0:
-            point_out_changes(self.cfg, described, self.about)
+            point_out_changes(self.cfg, described, self.about, self.machine)
+        self.about |= {key: described[key] for key in ("init_from_sha256",) if key in described}
         tensors, counters = load_state(folder)
         restore(self.trainee, self.optimizers, saved, tensors, counters, folder)
         step, self.best, self.best_step, self.waited = (counters[key] for key in COUNTERS)
@@ -365,20 +368,24 @@ def refuse_another_run(cfg, data, folder, model, saved, described):
                      "order and what is counted depend on it; resume with its own")
 
 
-def point_out_changes(cfg, described, about):
-    """One line each for settings and teachers that are not what the run was begun with."""
+def arithmetic(machine):
+    """What a resumed run's numbers depend on, and its settings need not say."""
+    return dict(dtype=str(machine.dtype).removeprefix("torch."), ranks=machine.world)
+
+
+def point_out_changes(cfg, described, about, machine):
+    """One line each for settings, arithmetic and teachers that are not what the run was begun with."""
     ours = json.loads(json.dumps(asdict(cfg)))
     changed = differences(described["train_config"], ours, ("resume", "overwrite"))
     if changed:
         print(f"notice: resuming with changed settings: {changed}")
+    now = arithmetic(machine)
+    changed = differences({key: described.get(key, now[key]) for key in now}, now)
+    if changed:
+        print(f"notice: resuming in other arithmetic: {changed}")
     changed = differences({key: described.get(key) for key in about}, about, ("teacher_val_ce",))
     if changed:
         print(f"notice: resuming with changed teachers: {changed}")
-
-
-def differences(old, new, ignore=()):
-    return ", ".join(f"{k}: {old.get(k)} -> {new.get(k)}" for k in {**old, **new}
-                     if old.get(k) != new.get(k) and k not in ignore)
 
 
 def spare(cfg, path, role):

@@ -28,6 +28,8 @@ def candidate(tokenizer, text, start, bos):
 def added_bos(described, tokenizer, choice):
     """The token that an exported tokenizer puts before a text, or None. choice: 'yes', 'no', or 'auto', as
     the text was that a checkpoint (`described`: its config.json) was trained on."""
+    if choice == "auto" and described["bos"] == "mixed":
+        sys.exit("error: of these models some were trained with <s>, some without; say --bos=yes or no")
     if choice == "yes" and tokenizer.bos is None:
         sys.exit("error: bos='yes', but the tokenizer has no <s>")
     added = described["bos"] in ("line", "document") if choice == "auto" else choice == "yes"

@@ -3,6 +3,7 @@ rule by which a naive version would differ."""
 import json
 import math
 import os
+import pathlib
 import warnings
 
 import numpy as np
@@ -49,7 +50,7 @@ def kept_run(source, out):
             for p in model.parameters():
                 p *= share
         del config["format_version"]
-        save_checkpoint(str(out), step, model, config, tokenizer.file)
+        save_checkpoint(str(out), step, model, config, pathlib.Path(tokenizer.file).read_bytes())
     return str(out)
 
 
@@ -227,6 +228,9 @@ def test_too_few_points_make_no_curve():
     assert aoa.model_age(seen, nats * math.nan, 9.7, "2026") is None
     assert aoa.model_age(seen, nats[:, :1], 18.2, "2025") is None  # 3 points for 4 parameters
     assert aoa.model_age(seen, nats, 9.7, "2026") is not None
+    rng = np.random.default_rng(3)  # near chance a fit may say 10^400 words
+    nats = math.log2(300_000) + 0.03 * rng.normal(size=(19, 1))
+    assert aoa.model_age(1e6 * np.array(aoa.MARKS[:19]), nats, math.log2(300_000), "2025") is None
 
 
 def test_childrens_ages_are_scipys(tmp_path):

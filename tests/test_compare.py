@@ -101,6 +101,11 @@ def test_a_difference_by_the_rules_of_2023_is_that_of_the_means_over_phenomena(t
     assert f"{mean_a - mean_b:+.2f} points" in out and "over 2 phenomena" in out
     compare.main([a])
     assert "blimp, mean of 2 phenomena | 2023" in capsys.readouterr().out
+    items = [item._replace(phenomenon="") if item.task == "other" else item for item in items]
+    mean_a = 100 * (8 / 20 + 5 / 10) / 2  # a task without a phenomenon is one by itself
+    folder = eval_blimp.summary(items, [[1, 0] if item.line < dict(small=2, large=6, other=5)[item.task]
+                                        else [0, 1] for item in items], RULES["2023"])
+    assert 100 * folder["accuracy"] == pytest.approx(mean_a) and folder["n"] == 30
 
 
 def test_only_scores_by_the_same_rules_are_compared(teachers, tmp_path, capsys):
@@ -115,6 +120,10 @@ def test_only_scores_by_the_same_rules_are_compared(teachers, tmp_path, capsys):
     capsys.readouterr()
     compare.main([a, b])
     text = capsys.readouterr().out
+    assert "notice" not in text
+    edit_json(f"{b}/blimp_2026.json", bos="no")
+    compare.main([a, b])
+    assert "by the rules of 2026 some were scored with another bos" in capsys.readouterr().out
     accuracy = [read_json(f"{run}/blimp_2026.json")["folders"]["pairs"]["accuracy"] for run in (a, b)]
     assert all(round(6 * x) % 2 for x in accuracy)  # a tie is half a point
     assert "| pairs by the rules of 2026, % | a | b |" in text and "2024" not in text
@@ -134,7 +143,8 @@ def test_all_scores_of_a_run(teachers, tmp_path, capsys):
     write_json(f"{run}/scores_2026/summary.json", dict(rules="2026", step=6, means={"overall": 12.0},
                                                        benchmarks=benchmarks))
     os.makedirs(tmp_path / "glue")
-    row = dict(rules="2026", settings={}, inputs_sha256=dict(weights=[], texts=[]), accuracy=0.9)
+    row = dict(rules="2026", settings={}, inputs_sha256=dict(weights=[weights_sha256(run)], texts=[]),
+               accuracy=0.9)
     seeds = {"1": dict(row, f1=0.5), "2": dict(row, f1=0.6), "3": dict(row, f1=0.4)}
     write_json(f"{tmp_path}/glue/results.json", dict(mrpc=seeds))
     capsys.readouterr()
@@ -153,6 +163,24 @@ def test_all_scores_of_a_run(teachers, tmp_path, capsys):
         ["mrpc, f1", "2026", "50.00", f"{10 / 3 ** 0.5:.2f}", "", "3 seeds"]]
     scores = read_json(f"{run}/blimp_2026.json")["folders"]["pairs"]
     assert cells[2][2:5] == [f"{100 * scores['accuracy']:.2f}", f"{100 * scores['se']:.2f}", "2"]
+    with pytest.raises(SystemExit, match="mrpc of another model than the runs it is joined to"):
+        compare.main([teachers[0], str(tmp_path / "glue")])
+
+
+def test_what_is_neither_right_nor_wrong_has_a_correlation_alone(tmp_path, capsys):
+    """WUG: no accuracy, and no test over items."""
+    for name, rho, accuracy in (("a", 0.25, 0.75), ("b", -0.5, 0.25)):
+        row = dict(accuracy=accuracy, se=0.1, n=4, rho=rho)
+        folder = dict(row, sha256="x", phenomena={}, tasks=dict(t=dict(row, right="0101")))
+        os.makedirs(tmp_path / name)
+        write_json(f"{tmp_path}/{name}/run.json", dict(rules="2025", folders=dict(wug=folder)))
+    compare.main([f"{tmp_path}/a/run.json", f"{tmp_path}/b/run.json"])
+    out = capsys.readouterr().out
+    assert "| **mean of 1 tasks, rank correlation with people x 100** | 25.00 | -50.00 |" in out
+    assert f"{tmp_path}/a/run.json - {tmp_path}/b/run.json: +75.00 points\n" in out  # of one name: by path
+    compare.main([f"{tmp_path}/a/run.json"])
+    out += capsys.readouterr().out
+    assert "75.00 |" not in out and "Wilcoxon" not in out and "interval" not in out
 
 
 def test_widest_tasks(tmp_path, capsys):
@@ -252,10 +280,22 @@ def test_results_of_other_models_or_texts_are_not_joined(teachers, tmp_path):
     tuned = [finetuned(f"{run}_glue", dict(rte=[50]), weights=[weights_sha256(run)]) for run in (a, b)]
     compare.main([f"{a}+{tuned[0]}", f"{b}+{tuned[1]}"])
     others = finetuned(tmp_path / "texts", dict(rte=[50]), weights=[weights_sha256(b)], texts=["u"])
+    mixed, other_rate, rate = (finetuned(tmp_path / name, dict(rte=[50, 60], wsc=[50]))
+                               for name in ("mixed", "other_rate", "rate"))
+    of_v, slow = dict(inputs_sha256=dict(weights=["v"], texts=["t"])), dict(settings=dict(learning_rate=0.1))
+    for folder, task, seeds, change in ((mixed, "wsc", "0", of_v), (other_rate, "rte", "1", slow),
+                                        (rate, "rte", "01", slow)):
+        results = read_json(f"{folder}/results.json")
+        for seed in seeds:
+            results[task][seed].update(change)
+        write_json(f"{folder}/results.json", results)
     for columns, message in (([f"{a}+{tuned[0]}", f"{b}+{tuned[0]}"], "rte of another model than the runs"),
                              ([f"{a}+{tuned[0]}", f"{b}+{others}"], "rte of other texts"),
                              ([f"{a}+{tuned[0]}", b], "a task in common"),
-                             ([*tuned, "--tasks=rte,wsc"], "do not all have wsc")):
+                             ([*tuned, "--tasks=rte,wsc"], "do not all have wsc"),
+                             ([mixed, tuned[0]], "wsc of another model than its other results"),
+                             ([other_rate, tuned[1]], "rte with other settings .*rate: None -> 0.1"),
+                             ([f"{tuned[0]}+{rate}", tuned[1]], "rte with other settings")):
         with pytest.raises(SystemExit, match=message):
             compare.main(columns)
 

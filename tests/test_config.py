@@ -239,7 +239,7 @@ def test_non_defaults_are_what_differs_as_json_gives_it():
 
 @pytest.mark.parametrize("argument,message", [
     ("--learnign_rate=1", "no setting 'learnign_rate': did you mean 'learning_rate'"),
-    ("--xyzzy=1", "no setting 'xyzzy': it belongs to another script"),
+    ("--xyzzy=1", "no setting 'xyzzy': --help lists this script's"),
     ("--n_layer=two", "'n_layer' wants int, got 'two'"),
     ("--n_layer=2.5", "'n_layer' wants int"),
     ("--n_layer", "'n_layer' wants int, got True"),

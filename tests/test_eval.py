@@ -145,11 +145,11 @@ def test_averages_and_standard_errors():
     assert set(result["phenomena"]) == {"binding", "argument_structure"}
 
 
-def test_bfloat16_is_close(corpus, teachers):
+def test_bfloat16_is_close(corpus, teachers, tmp_path):
     accuracy = {}
     for dtype in ("bfloat16", "float32"):
-        evaluate(teachers[1], f"{corpus}/pairs", dtype=dtype)
-        accuracy[dtype] = scored(teachers[1], "pairs")["accuracy"]
+        evaluate(teachers[1], f"{corpus}/pairs", dtype=dtype, out=f"{tmp_path}/{dtype}.json")
+        accuracy[dtype] = read_json(f"{tmp_path}/{dtype}.json")["folders"]["pairs"]["accuracy"]
     assert accuracy["bfloat16"] == pytest.approx(accuracy["float32"], abs=0.02)
 
 
@@ -198,9 +198,12 @@ def test_scores_of_the_same_weights_by_the_same_rules_stay(data, teachers, tmp_p
     assert folders() == ["pairs", "more"] and scored(run, "pairs") == first
     assert read_json(f"{run}/blimp.json")["val_ce"] == loss
     assert folders(out=f"{tmp_path}/own.json") == ["more"]
-    assert folders(dtype="bfloat16") == ["more"]
-    evaluate(run, pairs, dtype="bfloat16")
-    assert folders(dtype="bfloat16") == ["more", "pairs"]
+    with pytest.raises(SystemExit, match="blimp.json has scores of these weights with dtype=float32; delete"):
+        folders(dtype="bfloat16")
+    assert list(read_json(f"{run}/blimp.json")["folders"]) == ["pairs", "more"]
+    evaluate(find_checkpoint(run), other)  # a checkpoint that is named itself has scores of its own
+    assert list(read_json(f"{find_checkpoint(run)}/blimp.json")["folders"]) == ["more"]
+    assert list(read_json(f"{run}/blimp.json")["folders"]) == ["pairs", "more"]
     with open(f"{run}/blimp.json", "w") as f:
         f.write("{")
     assert folders() == ["more"]
@@ -340,3 +343,4 @@ def test_sampling_is_greedy_by_hand_and_longer_than_the_context(teachers):
     ids = sample.generate(models, [1], 200, temperature=5.0, top_k=2)
     context = torch.tensor([ids[:9]])
     assert ids[9] in sum(m(context)[0, -1] for m in models).topk(2).indices.tolist()
+    assert max(sample.generate(models, [1], 20, temperature=5.0, vocab_size=9)) < 9  # rows without a token

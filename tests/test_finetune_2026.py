@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 
 import prepare
 from helpers import GPT2, edit_json, read_jsonl, real, reseal, run_train, thorough, write_task
-from lib.checkpoints import find_checkpoint, load_checkpoint
+from lib.checkpoints import find_checkpoint, load_checkpoint, load_ensemble
 from lib.configurator import configure
 from lib.files import read_json, write_json
 from tools import finetune, hf
@@ -274,15 +274,16 @@ def test_auto_is_as_the_training_text_was(models, tmp_path):
     folder = find_checkpoint(str(without))
     edit_json(f"{folder}/config.json", bos="none")
     reseal(folder, "config.json")
-    tokenizer = load_checkpoint(run)[1]
 
     def decided(ckpts, *flags, year="2026"):
         cfg = configure(FinetuneConfig, [f"--rules={year}", f"--ckpt={','.join(map(str, ckpts))}", *flags])
-        return finetune.with_bos_decided(cfg, tokenizer).bos
+        _, tokenizer, described = load_ensemble(cfg.ckpt, torch.device("cpu"))
+        return finetune.with_bos_decided(cfg, described, tokenizer).bos
     assert decided([run]) == "yes" and decided([without]) == "no" and decided([run], year="2024") == "auto"
     assert decided([run], "--bos=no") == "no" and decided([run, without], "--bos=no") == "no"
     with pytest.raises(SystemExit, match="say --bos=yes or no"):
         decided([run, without])
+    tokenizer = load_checkpoint(run)[1]
     write_task(tmp_path / "glue", n=2, valid=2)
     for bos, each in (("yes", [tokenizer.bos]), ("no", [])):
         cfg = FinetuneConfig(data=str(tmp_path / "glue"), bos=bos)
@@ -290,6 +291,7 @@ def test_auto_is_as_the_training_text_was(models, tmp_path):
         row = read_jsonl(tmp_path / "glue/rte.train.jsonl")[0]
         a, b = (tokenizer.encode(row[key]) for key in ("sentence1", "sentence2"))
         assert read[0].ids == each + a + each + b
+    assert finetune.truncated([[5, 6, 7]], 3, [1]) == [1, 5, 6]  # a text alone has one <s>, as it is exported
 
 
 def test_a_gpt2_cannot_read_beyond_its_positions(models, texts, tmp_path, capsys):

@@ -85,7 +85,7 @@ def random_gpt2(**change):
 
 EXPORTED = {
     "sentencepiece-llama": {}, "sentencepiece-gpt2": GPT2,
-    "bytes-gqa": dict(n_head=4, n_kv_head=2), "bytes-gpt2": GPT2,
+    "bytes-gqa": dict(n_head=4, n_kv_head=2), "bytes-gpt2": dict(GPT2, attn_dropout=0.2),
 }
 
 

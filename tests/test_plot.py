@@ -9,7 +9,7 @@ import pytest
 
 import distill
 import eval_blimp
-from helpers import distill_config, edit_json, records, run_train
+from helpers import distill_config, edit_json, records, reseal, run_train
 from lib.checkpoints import find_checkpoint, read_checkpoint_config, weights_sha256
 from lib.files import write_json
 from tools import finetune, plot, study
@@ -107,11 +107,11 @@ def test_violins_have_a_panel_of_fine_tuned_models(scored, tmp_path, capsys):
              for i, (run, x) in enumerate(zip(scored, (0.25, 0.5, 0.75)))]
     column = "+".join([*scored[:2], *tuned[:2]])
     plot.violins(figure := Figure(), [column, f"{scored[2]}+{tuned[2]}"], ["x", "y"])
-    assert figure.axes[-1].get_ylabel() == "GLUE 2024, 2 tasks, %"
+    assert figure.axes[-1].get_title() == "GLUE 2024, 2 tasks, %"
     points = [line.get_ydata().tolist() for line in figure.axes[-1].lines if line.get_marker() == "o"]
     assert points == [[56.25, 68.75], [81.25]]  # (37.5 + 75) / 2 ...
     plot.violins(figure := Figure(), [column, scored[2]], ["x", "y"])
-    assert "GLUE" not in figure.axes[-1].get_ylabel()
+    assert "GLUE" not in figure.axes[-1].get_title()
     with pytest.raises(SystemExit, match="rte of another model|mrpc of another model"):
         plot.violins(Figure(), [f"{scored[0]}+{tuned[2]}"], ["x"])
     with pytest.raises(SystemExit, match="no loss or score in common"):
@@ -121,7 +121,7 @@ def test_violins_have_a_panel_of_fine_tuned_models(scored, tmp_path, capsys):
 def test_violins_have_a_point_for_each_seed(scored):
     figure = Figure()
     plot.violins(figure, [f"{scored[0]}+{scored[1]}", scored[2]], ["x", "y"])
-    assert [axes.get_ylabel() for axes in figure.axes] == ["validation loss, nats per token", "pairs, %"]
+    assert [axes.get_title() for axes in figure.axes] == ["validation loss, nats\nper token", "pairs, %"]
     drawn = sorted(y for line in figure.axes[0].lines if line.get_marker() == "o" for y in line.get_ydata())
     assert drawn == sorted(read_checkpoint_config(find_checkpoint(run))["val_ce"] for run in scored)
 
@@ -135,8 +135,22 @@ def test_what_cannot_be_compared_is_not_drawn_together(scored, data, tmp_path):
     with pytest.raises(SystemExit, match="other pairs of pairs than"):
         plot.violins(Figure(), [scored[0], str(tmp_path / "other")], ["x", "y"])
     run_train(data, str(tmp_path / "short"), max_iters=2, seq_len=16)
-    with pytest.raises(SystemExit, match="short was validated with another tokenizer, seq_len"):
-        plot.sizes(Figure(), [scored[1], str(tmp_path / "short")], ["x", "y"])
+    for picture in (plot.sizes, plot.violins):
+        with pytest.raises(SystemExit, match="short was validated with another tokenizer, bos, seq_len"):
+            picture(Figure(), [scored[1], str(tmp_path / "short")], ["x", "y"])
+    shutil.copytree(scored[1], tmp_path / "bare")
+    folder = find_checkpoint(str(tmp_path / "bare"))
+    edit_json(f"{folder}/config.json", bos="none")
+    reseal(folder, "config.json")
+    with pytest.raises(SystemExit, match="bare was validated with another tokenizer, bos"):
+        plot.violins(Figure(), [scored[1], str(tmp_path / "bare")], ["x", "y"])
+    result = json.load(open(f"{scored[1]}/blimp.json"))
+    for name, chunks in (("a", 16), ("b", 8)):
+        shutil.copytree(scored[1], tmp_path / name)
+        result.update(test_ce=1.0, test_on=dict(eval_chunks=chunks))
+        write_json(f"{tmp_path}/{name}/blimp.json", result)
+    with pytest.raises(SystemExit, match="the test losses are of other data, seq_len or eval_chunks"):
+        plot.violins(Figure(), [str(tmp_path / "a"), str(tmp_path / "b")], ["x", "y"])
     distill.main(distill_config(data, tmp_path / "taught", max_iters=2, teachers=(scored[1],)))
     figure = Figure()
     plot.sizes(figure, [scored[1], str(tmp_path / "taught")], ["x", "y"])
@@ -177,7 +191,7 @@ def test_both_files_are_written_and_the_same_each_time(scored, tmp_path):
     (dict(curves=("a", "b"), labels=("x",)), "1 for 2 runs"),
     (dict(scatter=("a",), labels=("x",)), "must be .. with --sizes and --scatter"),
     (dict(sizes=("nowhere",)), "no checkpoint at"),
-    (dict(curves=("x",) * 29), "more than 28 cannot be told apart"),
+    (dict(curves=("x",) * 33), "more than 32 cannot be told apart"),
     (dict(curves=("x",), widest=3), "widest=3 must be 0 but with --phenomena"),
     (dict(phenomena=("x",), accuracy=True), "accuracy=True must be False but with --tasks"),
     (dict(tasks=("nowhere",)), "no nowhere/results.json; make it"),

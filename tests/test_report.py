@@ -220,8 +220,12 @@ def test_those_with_scores_of_other_texts_are_not_beside_it(runs, tmp_path):
     write_pairs(tmp_path / "r/blimp_filtered", "task_0", [("a dog.", "a a.")] * 24)
     score(f"{tmp_path}/r/llama", f"{tmp_path}/r/blimp_filtered")
     page, _ = make(f"{tmp_path}/r/student")
-    assert [row[0] for row in page.tables["Accuracies in 7 tasks of blimp_filtered, rules of 2024"]] == [
-        "model", "student"]
+    title = "Accuracies in 7 tasks of blimp_filtered, rules of 2024"
+    assert [row[0] for row in page.tables[title]] == ["model", "student"]
+    shutil.copytree(f"{runs}/student", tmp_path / "twin/student")  # two runs of one name are two rows
+    page, _ = make(f"{runs}/student", f"--twin={tmp_path}/twin/student")
+    assert [row[0] for row in page.tables[title]][:2] == ["model", f"{runs}/student"]
+    assert page.tables[title][-1][0] == f"{tmp_path}/twin/student"
 
 
 def test_the_worst_are_those_with_the_least_logp(runs):
@@ -383,6 +387,7 @@ def test_density_is_a_gaussian_kernel_estimate():
     (("{runs}/student", "--glue={runs}/nowhere"), "no .*nowhere/results.json"),
     (("{runs}/student", "--out={runs}/nowhere/x"), "cannot write"),
     (("{runs}/student", "--data={other}/blimp_filtered"), "has other texts than were scored"),
+    (("{runs}/student", "--data={runs}/nowhere"), "data: no folder .*nowhere"),
     (("{runs}/student", "--what=1"), "no setting 'what'")])
 def test_bad_input_is_refused_in_a_line(runs, tmp_path, flags, message):
     write_pairs(tmp_path / "blimp_filtered", "task_1", [("a.", "b.")])

@@ -443,7 +443,10 @@ def test_glue_of_other_weights_or_settings_is_told_from_it(run, evaluation_data,
     assert "GLUE: rte as officially: its settings were others (max_length: 64 -> 512)" in text
     assert "GLUE: wsc as officially: its settings were others (seed: 7 -> 42)" in text
     assert "GLUE: wsc: 7 items in 1 parts" in text and "wsc" not in collated(tmp_path / "out")["glue"]
-    assert text.count("as officially: ") == 2
+    assert text.count("as officially: ") == 2 and "not of this hand-in" not in text
+    shutil.rmtree(tmp_path / "out/glue")  # and what was handed in of it lies about still
+    hand_in(run, data, tmp_path / "out")
+    assert f"notice: 14 files in {tmp_path}/out/baby-0 are not of this hand-in" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("change,message", [

@@ -29,9 +29,10 @@ from helpers import (
     validations,
     weights,
 )
-from lib.checkpoints import load_checkpoint
+from lib.checkpoints import find_checkpoint, load_checkpoint
 from lib.data import n_chunks
-from lib.files import read_json, write_json
+from lib.files import read_json, sha256, write_json
+from lib.lineage import lineage
 from lib.tokenizers import load_tokenizer
 from model import LanguageModel
 from train import TrainConfig, start
@@ -121,6 +122,39 @@ def test_training_starts_from_other_weights(data, tmp_path):
     assert_same(weights(tmp_path / "second"), weights(first))
     with pytest.raises(SystemExit, match="init_from: .* is another model .n_embd: 32 -> 48"):
         run_train(data, tmp_path / "third", n_embd=48, init_from=first)
+    run_train(data, tmp_path / "second", max_iters=2, init_from=first, resume=True)
+    members = lineage(str(tmp_path / "second"))
+    assert [(m.path, m.reason) for m in members] == [(str(tmp_path / "second"), ""), (first, "")]
+    run_train(data, first, max_iters=1, overwrite=True)  # another model under the same name, since then
+    assert lineage(str(tmp_path / "second"))[1].reason == f"{first} has other weights now"
+
+
+def test_a_data_folder_may_be_prepared_anew_meanwhile(data, tmp_path, monkeypatch):
+    """Checkpoints have the tokenizer that training began with; one that has another is not opened."""
+    shutil.copytree(data, tmp_path / "d")
+    real_save = lib.runs.save_checkpoint
+
+    def save(*args, **options):
+        (tmp_path / "d/tokenizer.model").unlink(missing_ok=True)
+        real_save(*args, **options)
+    monkeypatch.setattr(lib.runs, "save_checkpoint", save)
+    run_train(str(tmp_path / "d"), tmp_path / "run")
+    _, tokenizer, described = load_checkpoint(str(tmp_path / "run"))
+    assert sha256(tokenizer.file) == described["tokenizer_sha256"] == sha256(f"{data}/tokenizer.model")
+    folder = find_checkpoint(str(tmp_path / "run"))
+    edit_json(f"{folder}/config.json", tokenizer_sha256="0" * 64)
+    reseal(folder, "config.json")
+    with pytest.raises(SystemExit, match="has another tokenizer than its model was trained with"):
+        load_checkpoint(folder)
+
+
+def test_resuming_in_other_arithmetic_is_pointed_out(data, tmp_path, capsys):
+    run_train(data, tmp_path / "run", max_iters=3)
+    folder = find_checkpoint(str(tmp_path / "run"))
+    assert read_json(f"{folder}/config.json")["dtype"] == "float32"
+    capsys.readouterr()
+    run_train(data, tmp_path / "run", dtype="bfloat16", resume=True)
+    assert "notice: resuming in other arithmetic: dtype: float32 -> bfloat16\n" in capsys.readouterr().out
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ from tqdm import tqdm
 from distill import Teacher
 from eval_blimp import log_probabilities, make_room
 from lib.acquisition import CATEGORIES, CUT, Word, mean_surprisals, months_table
-from lib.checkpoints import load_ensemble, read_checkpoint_config, run_folder, weights_sha256
+from lib.checkpoints import load_ensemble, read_checkpoint_config, weights_sha256
 from lib.configurator import launch, need
 from lib.files import check_writable, parse_json, read_json, regular, sha256, write_json
 from lib.machine import pick_device
@@ -56,7 +56,7 @@ class AoaConfig:
     contexts: str = ""          # and its sent_words.json: [{"sent": "a dog .", "words": ["a", "dog"]}, ...]
     rules: Literal["2025", "2026"] = "2026"
     surprisals: str = ""        # also write all surprisals to this .json, as the challenge wants them
-    out: str = ""               # where the result goes; '' = aoa_<rules> or aoa_months.json in the run folder
+    out: str = ""               # where the result goes; '' = aoa_<rules> or aoa_months.json in --ckpt
     bos: Literal["auto", "yes", "no"] = "auto"  # <s> before a text; auto: if the model was trained so
     batch_tokens: int = 1024    # positions scored at a time; a GPU wants more
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -74,7 +74,7 @@ def main(cfg):
     if not cfg.ckpt or not cfg.data:
         sys.exit("error: say which run on what: --ckpt=out/run --data=aoa")
     if not importlib.util.find_spec("scipy"):
-        sys.exit("error: aoa.py needs scipy: pip install scipy")
+        sys.exit("error: tools.aoa needs scipy: pip install scipy")
     steps = kept_steps(cfg.ckpt)
     out = cfg.out or os.path.join(cfg.ckpt, f"aoa_{cfg.rules}.json")
     for path in filter(None, (out, cfg.surprisals)):
@@ -249,7 +249,7 @@ def model_age(seen, nats, chance, rules):
         [0, 0, x.min() - 1, low - 2 * span - 1], [10 * span + 1, 100, x.max() + 1, high + 1]))
     age = age_at(-(chance - (chance + high) / 2), 0 if rules == "2025" else 1e-6,
                  x, y, p0=[span, 1, x.mean(), low], **limits)  # least surprisal = -high
-    return age if age is not None and seen[0] <= 10 ** age - 1 <= seen[-1] else None
+    return age if age is not None and x[0] <= age <= x[-1] else None
 
 
 def children_age(months, shares):
@@ -288,7 +288,7 @@ def table_4(cfg):
          surprisals=(not cfg.surprisals, "'' with --words, whose result has the surprisals"))
     words, contexts, device = read_words(cfg.words), read_contexts(cfg.contexts), pick_device(cfg.device)
     (model,), tokenizer, described = load_ensemble([cfg.ckpt], device)
-    out = cfg.out or os.path.join(run_folder(cfg.ckpt), "aoa_months.json")
+    out = cfg.out or os.path.join(cfg.ckpt, "aoa_months.json")
     check_writable(out)
     make_room([Teacher(model)], CUT)
     found = mean_surprisals(model, tokenizer, contexts, {w.text for w in words}, cfg.batch_tokens, device)

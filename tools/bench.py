@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import resource
+import shutil
 import statistics
 import subprocess
 import sys
@@ -249,15 +250,20 @@ def write_data(folder, n_tokens):
         shards=shards))
 
 
-def write_teacher(run_folder, cfg, data):
-    """A checkpoint of an untrained teacher."""
+def write_teacher(folder, cfg, data):
+    """A run folder of an untrained teacher, at once: of several ranks one is the first."""
     torch.manual_seed(0)
     meta = read_meta(data)
     described = dict(model=asdict(cfg), bos="none", tokenizer=meta["tokenizer"],
                      tokenizer_sha256=meta["tokenizer_sha256"])
-    tokenizer = os.path.join(data, meta["tokenizer"])
-    save_checkpoint(run_folder, "ckpt_0", LanguageModel(cfg), described, tokenizer)
-    point_to(run_folder, "last.json", "ckpt_0", 0, None)
+    mine = f"{folder}.{os.getpid()}"
+    with open(os.path.join(data, meta["tokenizer"]), "rb") as f:
+        save_checkpoint(mine, "ckpt_0", LanguageModel(cfg), described, f.read())
+    point_to(mine, "last.json", "ckpt_0", 0, None)
+    try:
+        os.rename(mine, folder)
+    except OSError:  # it is there now
+        shutil.rmtree(mine)
 
 
 if __name__ == "__main__":

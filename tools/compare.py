@@ -23,7 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lib.configurator import configure, launch, need
+from lib.configurator import configure, differences, launch, need
 from lib.files import read_json
 from lib.rules import RULES, mean_title, result_name, unit, units
 
@@ -55,6 +55,8 @@ def main(args):
     need(cfg, widest=(not cfg.widest or all(runs) and len(runs) > 1, "0 unless scored runs are compared"),
          tasks=(not cfg.tasks or runs != paths, "() unless folders of fine-tuning results are named"))
     labels = list(map(label, paths))
+    if len(set(labels)) < len(labels):
+        labels = columns
     folders = compare_runs(cfg, labels, runs) if all(runs) else {}
     if runs != paths:
         compare_finetuned(cfg, labels, paths, folders)
@@ -86,9 +88,22 @@ def compare_runs(cfg, labels, paths):
         check_same_pairs(name, [result[rules] for result in every], sum(paths, []))
         columns = [[result[rules]["folders"][name] for result in column] for column in results]
         print_folder(cfg, name, rules, labels, columns)
-        accuracies = [100 * np.mean([scores["accuracy"] for scores in column]) for column in columns]
-        means.setdefault(rules, {})[name] = accuracies
+        means.setdefault(rules, {})[name] = [np.mean(list(map(score, column))) for column in columns]
+    for rules in means:
+        for key in ("bos", "dtype"):
+            if len(values := {result[rules].get(key) for result in every}) > 1:
+                print(f"notice: by the rules of {rules} some were scored with another {key} than others: "
+                      f"{', '.join(sorted(map(str, values)))}")
     return means
+
+
+def measure(folder, rules):
+    return mean_title(folder, rules) + ", rank correlation with people x 100" * ("rho" in folder)
+
+
+def score(folder):
+    """In %: accuracy, or where nothing is right or wrong (WUG) the rank correlation with people."""
+    return 100 * folder.get("rho", folder["accuracy"])
 
 
 def read_results(path):
@@ -142,27 +157,29 @@ def print_folder(cfg, name, rules, labels, columns):
     kind = "phenomena" if example["phenomena"] and not cfg.widest else "tasks"
     terms = list(example[kind])
     if cfg.widest:
-        terms = widest([{term: np.mean([scores["tasks"][term]["accuracy"] for scores in column])
+        terms = widest([{term: np.mean([score(scores["tasks"][term]) for scores in column])
                          for term in terms} for column in columns], cfg.widest)
 
-    def print_row(title, accuracy_of):
-        percent = [[100 * accuracy_of(scores) for scores in column] for column in columns]
-        print_cells(title, [spread(values, 2) for values in percent])
+    def print_row(title, row_of):
+        print_cells(title, [spread([score(row_of(scores)) for scores in column], 2) for column in columns])
     print_header(f"{name} by the rules of {rules}", labels)
     for term in terms:
-        print_row(term, lambda scores: scores[kind][term]["accuracy"])
-    print_row(f"**{mean_title(example, rules)}**", lambda scores: scores["accuracy"])
-    if "rho" in example:
-        print_row("**rank correlation with the share of people, x 100**", lambda scores: scores["rho"])
+        print_row(term, lambda scores: scores[kind][term])
+    print_row(f"**{measure(example, rules)}**", lambda scores: scores)
     print()
     first = right(columns[0], rules)
     for title, column in zip(labels[1:], columns[1:]):
-        other = right(column, rules)
-        differences = [a.mean() - b.mean() for a, b in zip(first, other)]
-        low, high = 100 * paired_bootstrap(first, other)
-        print(f"{labels[0]} - {title}: {100 * np.mean(differences):+.2f} points, 95% interval {low:+.2f} to "
-              f"{high:+.2f} over items; Wilcoxon over {len(first)} {unit(example, rules)} "
-              f"p = {wilcoxon(differences):.2g}")
+        difference = np.mean(list(map(score, columns[0]))) - np.mean(list(map(score, column)))
+        print(f"{labels[0]} - {title}: {difference:+.2f} points"
+              + ("" if "rho" in example else of_items(first, right(column, rules), unit(example, rules))))
+
+
+def of_items(first, other, units):
+    """How sure a difference is, in words."""
+    low, high = 100 * paired_bootstrap(first, other)
+    p = wilcoxon([a.mean() - b.mean() for a, b in zip(first, other)])
+    return (f", 95% interval {low:+.2f} to {high:+.2f} over items; Wilcoxon over {len(first)} {units} "
+            f"p = {p:.2g}")
 
 
 def print_header(title, labels):
@@ -253,17 +270,24 @@ def print_macro_average(rules, labels, benchmarks):
 
 def read_glue(columns, accuracy=False):
     """Per column (list of paths) rules -> task -> the reported metric, or accuracy, in %, one a seed, of its
-    folders of fine-tuning results; these must be of its runs' models and of the other columns' texts."""
+    folders of fine-tuning results; these must be of its runs' models and of the other columns' texts, a
+    folder's of one model, a column's of one recipe."""
     found, texts = [], {}
     for column in columns:
         found.append(scores := {})
-        weights = weights_of([path for path in column if not is_finetuned(path)])
+        weights, first = weights_of([path for path in column if not is_finetuned(path)]), {}
         for file, task, metric, row in finetuned_rows(column):
             rules, inputs = row.get("rules", "2024"), row.get("inputs_sha256", {})
             if weights and not weights.issuperset(inputs.get("weights", ["of older code"])):
                 sys.exit(f"error: {file} has {task} of another model than the runs it is joined to")
             if inputs and texts.setdefault((rules, task), inputs["texts"]) != inputs["texts"]:
                 sys.exit(f"error: {file} has {task} of other texts than the results before it")
+            if inputs and first.setdefault(file, inputs["weights"]) != inputs["weights"]:
+                sys.exit(f"error: {file} has {task} of another model than its other results")
+            settings = {**row.get("settings", {}), "seed": None}
+            if inputs and (changed := differences(first.setdefault((rules, task), settings), settings)):
+                sys.exit(f"error: {file} has {task} with other settings than the results that it would be "
+                         f"averaged with ({changed})")
             score = row["accuracy" if accuracy else metric]
             scores.setdefault(rules, {}).setdefault(task, []).append(100 * score)
     return found
@@ -318,8 +342,8 @@ def short(task):
 def print_everything(runs, finetuned):
     """One table of what the run's folder has, and of fine-tuning results."""
     rows = [row for path in runs for row in (*choice_rows(path), *word_rows(path), *summary_rows(path))]
-    for path in finetuned:
-        rows += glue_rows(path)
+    if finetuned:
+        rows += glue_rows([*runs, *finetuned])
     if not rows:
         sys.exit(f"error: no scores at {(runs + finetuned)[0]}; make them with eval_blimp.py or tools.submit")
     print("| score | rules | | standard error | items | of |\n|---|---|---:|---:|---:|---|")
@@ -336,12 +360,9 @@ def choice_rows(path):
     if os.path.isfile(path) or any(os.path.isfile(os.path.join(path, name)) for name in FILES.values()):
         for rules, result in read_results(path).items():
             for name, folder in result["folders"].items():
-                at = f"step {result.get('step')}"
-                yield cells(f"{name}, {mean_title(folder, rules)}", rules, 100 * folder["accuracy"],
-                            100 * folder["se"], folder["n"], at)
-                if "rho" in folder:
-                    yield cells(f"{name}, rank correlation x 100", rules, 100 * folder["rho"], n=folder["n"],
-                                source=at)
+                se = None if "rho" in folder else 100 * folder["se"]
+                yield cells(f"{name}, {measure(folder, rules)}", rules, score(folder), se, folder["n"],
+                            f"step {result.get('step')}")
 
 
 def word_rows(path):
@@ -372,9 +393,9 @@ def summary_rows(path):
                 yield cells(f"{name} (submit)", result["rules"], mean)
 
 
-def glue_rows(path):
+def glue_rows(column):
     """Of results.json of tools.finetune: mean and standard error over seeds."""
-    for rules, by_task in read_glue([[path]])[0].items():
+    for rules, by_task in read_glue([column])[0].items():
         for task, scores in by_task.items():
             se = np.std(scores, ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else None
             yield cells(task_title(task), rules, np.mean(scores), se, source=f"{len(scores)} seeds")

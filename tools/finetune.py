@@ -46,10 +46,10 @@ from lib.checkpoints import (
     save_checkpoint,
     weights_sha256,
 )
-from lib.configurator import check_seeds, checked, launch, need, non_defaults, parsed
+from lib.configurator import check_seeds, checked, differences, launch, need, non_defaults, parsed
 from lib.files import check_writable, lock, parse_json, read_json, regular, sha256, write_json, write_lines
 from lib.machine import start_machine
-from lib.runs import Keeper, differences
+from lib.runs import Keeper
 from lib.scoring import added_bos
 from model import Experts, LanguageModel
 from train import LoopConfig, Trainee, check_loop_config, train
@@ -157,10 +157,10 @@ RULES = {
 
 def main(cfg):
     check(cfg)
-    models, tokenizer, _ = load_ensemble(cfg.ckpt, torch.device("cpu"))
+    models, tokenizer, described = load_ensemble(cfg.ckpt, torch.device("cpu"))
     shapes = [model.cfg for model in models]
     del models
-    cfg = with_bos_decided(cfg, tokenizer)
+    cfg = with_bos_decided(cfg, described, tokenizer)
     plan = [(task, task_config(cfg, task, seed)) for task in dict.fromkeys(cfg.tasks) for seed in cfg.seeds]
     with_first_seed = plan[::len(cfg.seeds)]
     look_ahead(cfg, with_first_seed, tokenizer, shapes)
@@ -191,9 +191,12 @@ def main(cfg):
                 add_lines(cfg.predictions, predicted)
             else:
                 add_predictions(cfg.predictions, {"msgs" if task in MSGS else "glue": predicted})
-    seeds = {str(task_cfg.seed) for _, task_cfg in plan}
-    table({name: {seed: row for seed, row in results.get(name, {}).items() if seed in seeds}
-           for task in cfg.tasks for name in scored_on(cfg, task)}, cfg)
+    rows = {}
+    for task, task_cfg in plan:
+        for name in scored_on(cfg, task):
+            if row := results.get(name, {}).get(str(task_cfg.seed)):
+                rows.setdefault(name, {})[str(task_cfg.seed)] = row
+    table(rows, cfg)
 
 
 def check(cfg):
@@ -228,15 +231,11 @@ def check(cfg):
         sys.exit("error: tools.finetune runs in one process; start it without torchrun")
 
 
-def with_bos_decided(cfg, tokenizer):
+def with_bos_decided(cfg, described, tokenizer):
     """cfg with yes or no for auto: whether <s> stood before the lines or documents trained on."""
     if cfg.rules < "2025":
         return cfg
-    described = [read_checkpoint_config(find_checkpoint(path)) for path in cfg.ckpt]
-    tokens = {added_bos(d, tokenizer, cfg.bos) for d in described}
-    if len(tokens) > 1:
-        sys.exit("error: of these models some were trained with <s>, some without; say --bos=yes or no")
-    return replace(cfg, bos="no" if None in tokens else "yes")
+    return replace(cfg, bos="no" if added_bos(described, tokenizer, cfg.bos) is None else "yes")
 
 
 def look_ahead(cfg, plan, tokenizer, shapes):
@@ -339,28 +338,27 @@ def without_result(plan, results, path):
     """The part of the plan that is to be done. A result of other settings, weights or texts is refused."""
     todo, older = [], []
     for task, cfg in plan:
-        row = results.get(task, {}).get(str(cfg.seed))
-        if row is None:
+        seed, origin = str(cfg.seed), origin_of(cfg, task)
+        for other, row in results.get(task, {}).items():
+            if "settings" not in row:  # a hash of all settings, which any new setting changes
+                older.append(f"{task}_{other}")
+            elif other == seed or row["rules"] == cfg.rules:  # those of other seeds are averaged with it
+                if changed := changes(row, origin):
+                    sys.exit(f"error: {path} has {task}, seed {other}, with other settings, weights or data "
+                             f"({changed}); name another --out_dir, or use --overwrite for these tasks")
+        kept = not cfg.keep_model or os.path.isdir(os.path.join(cfg.out_dir, "member_0"))
+        if seed not in results.get(task, {}) or not kept and f"{task}_{seed}" not in older:
             todo.append((task, cfg))
-        elif "settings" not in row:  # a hash of all settings, which any new setting changes
-            older.append(f"{task}_{cfg.seed}")
-        else:
-            changed = changes(row, origin_of(cfg, task))
-            if changed:
-                sys.exit(f"error: {path} has {task}, seed {cfg.seed}, with other settings, weights or data "
-                         f"({changed}); name another --out_dir, or use --overwrite for these tasks")
-            if cfg.keep_model and not os.path.isdir(os.path.join(cfg.out_dir, "member_0")):
-                todo.append((task, cfg))
     if older:
         print(f"notice: {path} has results of older code, whose settings, weights and data are not compared: "
-              f"{', '.join(older)}")
+              f"{', '.join(dict.fromkeys(older))}")
     return todo
 
 
 def changes(row, origin):
-    """What of a result's origin is not so now, in words; '' = nothing."""
+    """What of a result's origin, but for its seed, is not so now, in words; '' = nothing."""
     defaults = asdict(FinetuneConfig())
-    settings = differences({**defaults, **row["settings"]}, {**defaults, **origin["settings"]})
+    settings = differences({**defaults, **row["settings"]}, {**defaults, **origin["settings"]}, ["seed"])
     inputs = [f"other {key}" for key in ("weights", "texts")
               if row["inputs_sha256"][key] != origin["inputs_sha256"][key]]
     return ", ".join(filter(None, [settings, *inputs]))
@@ -495,8 +493,8 @@ def save_members(cfg, task, ensemble, labels, scores):
         del described["format_version"]
         described.update(model=asdict(model.cfg), parameters=model.n_params(), finetuned=task, labels=labels,
                          scores=scores, train_config=asdict(cfg))
-        tokenizer_file = os.path.join(source, described["tokenizer"])
-        save_checkpoint(cfg.out_dir, f"member_{i}", model, described, tokenizer_file)
+        with open(os.path.join(source, described["tokenizer"]), "rb") as f:
+            save_checkpoint(cfg.out_dir, f"member_{i}", model, described, f.read())
 
 
 # --- the model ------------------------------------------------------------------------------------
@@ -721,8 +719,8 @@ def read_rows(file, templates, tokenizer, max_length, bos):
                 label = label_of(row)
                 if not isinstance(label, (int, str)):
                     raise TypeError(f"label is {label!r}")
-                a, b = (tokenizer.encode(template.format(**row)) for template in templates)
-                ids = truncated(a, b, max_length, bos) or [tokenizer.pad or 0]
+                texts = [tokenizer.encode(template.format(**row)) for template in templates if template]
+                ids = truncated(texts, max_length, bos) or [tokenizer.pad or 0]
                 rows.append((ids, label, row.get("condition", "test") == "test"))
             except KeyError as e:
                 sys.exit(f"error: {file}, line {n + 1}: no field {e}")
@@ -740,14 +738,15 @@ def label_of(row):
     return row["surface_feature_label"] if linguistic is None else linguistic
 
 
-def truncated(a, b, length, bos=()):
-    """Two lists of tokens as one of at most `length`, with `bos` before each. What is too much is taken from
-    the end of the longer list first."""
-    room = length - 2 * len(bos)
+def truncated(texts, length, bos=()):
+    """One or two lists of tokens as one of at most `length`, with `bos` before each. What is too much is
+    taken from the end of the longer list first."""
+    a, b = texts if len(texts) == 2 else (texts[0], [])
+    room = length - len(texts) * len(bos)
     if len(a) + len(b) > room:
         short = min(len(a), len(b), room // 2)
         a, b = (a[:room - short], b[:short]) if len(a) > len(b) else (a[:short], b[:room - short])
-    return [*bos, *a, *bos, *b]
+    return [*bos, *a, *bos, *b] if len(texts) == 2 else [*bos, *a]
 
 
 # --- what is written ------------------------------------------------------------------------------

@@ -148,7 +148,8 @@ def import_folder(folder, out_dir):
             tokenizer_sha256=sha256(file), bos=bos,
             imported_from=theirs.get("_name_or_path") or os.path.basename(os.path.abspath(folder)),
             git_revision=git_revision(), torch=torch.__version__)
-        save_checkpoint(out_dir, "ckpt_0", model, described, file)
+        with open(file, "rb") as f:
+            save_checkpoint(out_dir, "ckpt_0", model, described, f.read())
     point_to(out_dir, "best.json", "ckpt_0", 0, None)
     return (f"{out_dir}: {model.n_params():,} parameters; its data is prepared with "
             f"--tokenizer={out_dir}/ckpt_0/{name}"
@@ -202,17 +203,18 @@ def from_llama_config(theirs, folder):
 def from_gpt2_config(theirs, folder):
     if theirs.get("activation_function") == "gelu_pytorch_tanh":  # the same function
         theirs["activation_function"] = "gelu_new"
-    rates = [theirs.get(f"{place}_pdrop", 0.1) for place in ("resid", "embd", "attn")]
-    if len(set(rates)) > 1:
+    resid, embd, attn = rates = [theirs.get(f"{place}_pdrop", 0.1) for place in ("resid", "embd", "attn")]
+    if embd != resid or attn < resid:
         print(f"notice: {folder} has dropout {rates} on residual, embedding and attention; "
-              f"model.py has one rate: {rates[0]}")
+              f"model.py has one rate: {resid} (of attention, {max(attn, resid)})")
     refuse(folder, theirs, activation_function="gelu_new", scale_attn_weights=True,
            scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
     return dict(
         vocab_size=theirs["vocab_size"], n_layer=theirs["n_layer"], n_head=theirs["n_head"],
         n_embd=theirs["n_embd"], intermediate_size=theirs.get("n_inner") or 4 * theirs["n_embd"],
         block_size=theirs.get("n_positions", 1024), tie_weights=theirs.get("tie_word_embeddings", True),
-        norm_eps=theirs.get("layer_norm_epsilon", 1e-5), dropout=rates[0])
+        norm_eps=theirs.get("layer_norm_epsilon", 1e-5), dropout=resid,
+        attn_dropout=attn if attn > resid else 0.0)
 
 
 READ = {"llama": from_llama_config, "gpt2": from_gpt2_config}

@@ -13,6 +13,7 @@ results.json of tools.finetune: its folders are named with --tasks, or joined to
 """
 import importlib.util
 import itertools
+import math
 import os
 import sys
 import textwrap
@@ -29,10 +30,10 @@ from tools import compare
 from tools.compare import check_same_pairs, is_finetuned, read_glue, read_results, shared_tasks
 from tools.study import finished_rows, same_pairs
 
-# told apart by all eyes (Okabe and Ito)
-COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"]
+# told apart by all eyes (Okabe and Ito, and a grey)
+COLORS = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000", "#999999"]
 # of lines: a colour comes again with another stroke and marker
-LOOKS = [dict(color=color, linestyle=stroke, marker="os^DvPX"[(i + j) % 7])
+LOOKS = [dict(color=color, linestyle=stroke, marker="os^DvPX*"[(i + j) % 8])
          for i, stroke in enumerate(("-", "--", ":", "-.")) for j, color in enumerate(COLORS)]
 
 
@@ -41,13 +42,13 @@ class PlotConfig:
     curves: tuple[str, ...] = ()
     phenomena: tuple[str, ...] = ()
     widest: int = 0                # of --phenomena: in their place so many paradigms, where runs differ most
-    tasks: tuple[str, ...] = ()    # out_dirs of finetune.py
+    tasks: tuple[str, ...] = ()    # out_dirs of tools.finetune
     accuracy: bool = False         # of --tasks: in the place of F1 and Matthews' correlation (Nair et al.)
     violin: tuple[str, ...] = ()   # runs of one recipe joined by +
     sizes: tuple[str, ...] = ()
     scatter: tuple[str, ...] = ()  # results files of study.py, or of sweep.py's scored trials
     labels: tuple[str, ...] = ()   # in the place of folders' names
-    out: str = "plot"              # OUT.png and OUT.svg are written
+    out: str = ""                  # OUT.png and OUT.svg are written; '' = the picture's name
     width: float = 7.0             # inches
     height: float = 4.2
 
@@ -59,6 +60,7 @@ def main(cfg):
     if len(asked) != 1:
         sys.exit(f"error: name one picture: {', '.join('--' + name for name in pictures)}")
     picture, columns = asked[0], getattr(cfg, asked[0])
+    cfg.out = cfg.out or picture
     check_plot_config(cfg, picture, columns)
     labels = [label.replace("$", r"\$").lstrip("_")  # $ would begin a formula, _ hides a label
               for label in cfg.labels or map(folder_name, columns)]
@@ -71,7 +73,7 @@ def main(cfg):
 
 def check_plot_config(cfg, picture, columns):
     if not importlib.util.find_spec("matplotlib"):
-        sys.exit("error: plot.py needs matplotlib: pip install matplotlib")
+        sys.exit("error: tools.plot needs matplotlib: pip install matplotlib")
     for ending in ("png", "svg"):
         check_writable(f"{cfg.out}.{ending}")
     need(cfg,
@@ -175,7 +177,11 @@ def tasks(figure, folders, labels, accuracy=False):
 def accuracies(result, folders, by_task):
     rows = {}
     for scores in map(result["folders"].get, folders):
-        rows.update(scores["tasks"] if by_task or not scores["phenomena"] else scores["phenomena"])
+        found = scores["tasks"] if by_task or not scores["phenomena"] else scores["phenomena"]
+        if both := rows.keys() & found.keys():
+            sys.exit(f"error: phenomena: {', '.join(folders)} have tasks of the same names ({min(both)}); "
+                     "leave one of them out of the result files")
+        rows.update(found)
     return {name.replace("_", " "): 100 * row["accuracy"] for name, row in rows.items()}
 
 
@@ -202,7 +208,12 @@ def violins(figure, columns, labels):
     columns = [column.split("+") for column in columns]
     runs = [[path for path in column if not is_finetuned(path)] for column in columns]
     scored = [run for run in sum(runs, []) if os.path.isfile(os.path.join(run, "blimp.json"))]
-    shared_folders(list(map(scores_of, scored)), scored)
+    results = list(map(scores_of, scored))
+    shared_folders(results, scored)
+    measured = [result["test_on"] for result in results if "test_on" in result]
+    if any(each != measured[0] for each in measured):
+        sys.exit("error: violin: the test losses are of other data, seq_len or eval_chunks than each other")
+    check_same_chunks([run for run in sum(runs, []) if not os.path.isfile(os.path.join(run, "val.json"))])
     per_column = [panels(*each) for each in zip(runs, glue_panels(columns))]
     titles = [title for title in per_column[0] if all(values.get(title) for values in per_column)]
     if not titles:
@@ -210,9 +221,9 @@ def violins(figure, columns, labels):
     for axes, title in zip(np.atleast_1d(figure.subplots(1, len(titles))), titles):
         for i, (values, color) in enumerate(zip(per_column, itertools.cycle(COLORS))):
             violin(axes, i, values[title], color)
-        axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
+        axes.set_xticks(range(len(labels)), labels, rotation=60, ha="right", rotation_mode="anchor")
         axes.set_xlim(-0.6, len(labels) - 0.4)
-        axes.set_ylabel(title)
+        axes.set_title(textwrap.fill(title, 24), fontsize=10)
     figure.supxlabel("points: seeds; bars: mean ± standard deviation", fontsize=9)
 
 
@@ -232,8 +243,9 @@ def glue_panels(columns):
 
 def violin(axes, x, values, color):
     if len(values) > 1 and np.ptp(values) > 0:
-        for body in axes.violinplot([values], [x], showextrema=False)["bodies"]:
-            body.set(facecolor=color, alpha=0.3)
+        if len(values) >= 5:  # of fewer points no density is known
+            for body in axes.violinplot([values], [x], showextrema=False)["bodies"]:
+                body.set(facecolor=color, alpha=0.3)
         axes.errorbar(x, np.mean(values), np.std(values, ddof=1), color=color, capsize=6, linewidth=1.5)
     axes.plot([x] * len(values), values, "o", color=color, markersize=4)
 
@@ -289,20 +301,28 @@ def sizes(figure, runs, labels):
 
 
 def comparable(runs):
-    """The runs' config.json, which must have been validated on the same chunks."""
+    """The runs' config.json: they must have been validated on the same chunks."""
     described = [read_checkpoint_config(find_checkpoint(run)) for run in runs]
     for run, config in zip(runs, described):
         if not config.get("words") or config.get("val_ce") is None:
             sys.exit(f"error: {run} does not say how many words it was trained on, "
                      "or has no validation loss")
-        if validated_on(config) != validated_on(described[0]):
-            sys.exit(f"error: {run} was validated with another tokenizer, seq_len or eval_chunks "
-                     f"than {runs[0]}")
+    check_same_chunks(runs)
     return described
 
 
+def check_same_chunks(runs):
+    """Exit if the validation losses of some are of other chunks."""
+    on = [validated_on(read_checkpoint_config(find_checkpoint(run))) for run in runs]
+    for run, chunks in zip(runs, on):
+        if chunks != on[0]:
+            sys.exit(f"error: {run} was validated with another tokenizer, bos, seq_len or eval_chunks than "
+                     f"{runs[0]}")
+
+
 def validated_on(config):
-    return config["tokenizer_sha256"], *map(config.get("train_config", {}).get, ("seq_len", "eval_chunks"))
+    settings = config.get("train_config", {})
+    return config["tokenizer_sha256"], config.get("bos"), *map(settings.get, ("seq_len", "eval_chunks"))
 
 
 def power_law(x, y):
@@ -331,7 +351,7 @@ def scatter(figure, files, labels):
         axes.set_title(f"R² = {np.corrcoef(loss, values)[0, 1] ** 2:.3f}", fontsize=10)
         axes.set_ylabel(name)
     figure.supxlabel(f"validation loss of {len(rows)} runs, nats per token", fontsize=10)
-    legend_beside(figure, axes, fontsize=8)
+    legend_beside(figure, axes, fontsize=8, ncols=math.ceil(len(set(recipes)) / 18))
 
 
 def panel(axes, loss, values, recipes):

@@ -20,7 +20,7 @@ import numpy as np
 
 from distill import Teacher
 from eval_blimp import log_probabilities
-from lib.checkpoints import load_ensemble, run_folder, weights_sha256
+from lib.checkpoints import load_ensemble, weights_sha256
 from lib.configurator import launch
 from lib.files import check_writable, regular, sha256, write_json
 from lib.machine import pick_device
@@ -40,7 +40,7 @@ class ReadingConfig:
     ckpt: tuple[str, ...] = ()  # run folder (its best checkpoint) or checkpoint folder; several: as one
     data: str = ""              # the challenge's reading_data.csv
     predictions: str = ""       # also write the surprisals to this .json, as the challenge wants them
-    out: str = ""               # where the result goes; '' = reading.json in a single checkpoint's run folder
+    out: str = ""               # where the result goes; '' = reading.json in the folder of a single --ckpt
     bos: Literal["auto", "yes", "no"] = "auto"  # <s> before a text; auto: if the model was trained so
     batch_tokens: int = 1024    # positions scored at a time; a GPU wants more
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -68,7 +68,7 @@ def main(cfg):
 
 def result_path(cfg):
     """Where the result goes, '' for nowhere. Exits if that or another file asked for cannot be written."""
-    out = cfg.out or (os.path.join(run_folder(cfg.ckpt[0]), "reading.json") if len(cfg.ckpt) == 1 else "")
+    out = cfg.out or (os.path.join(cfg.ckpt[0], "reading.json") if len(cfg.ckpt) == 1 else "")
     for path in filter(None, (out, cfg.predictions)):
         check_writable(path)
     return out

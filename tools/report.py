@@ -28,6 +28,7 @@ from lib.published import BASELINES_2024, CHANCE, GLUE
 from lib.rules import RULES, result_name
 from lib.scoring import Candidate
 from lib.tasks import read_items
+from lib.tokenizers import prefix_token
 from sample import SampleConfig, generate
 from tools import finetune, submit
 from tools.compare import is_finetuned, read_glue, read_results
@@ -157,7 +158,7 @@ def read_twin(cfg, this):
     if twin.reason or not validations(twin):
         sys.exit(f"error: twin: {twin.reason or cfg.twin + ' has no validation loss'}")
     if validated_on(twin.described) != validated_on(this.described):
-        sys.exit(f"error: twin: {cfg.twin} was validated with another tokenizer, seq_len or eval_chunks")
+        sys.exit(f"error: twin: {cfg.twin} was validated with another tokenizer, bos, seq_len or eval_chunks")
     return [twin]
 
 
@@ -326,11 +327,12 @@ def distribution(members, scores):
     if not paradigms(scores):
         return []
     rules, folder, this = paradigms(scores)
-    shown = {}
+    shown, names = {}, [member.name for member in members]
     for member in members:
         row = read_scores(ReportConfig(), member.path).folders[rules].get(folder, {})
         if row.get("sha256") == this["sha256"]:
-            shown[member.name] = [100 * task["accuracy"] for task in row["tasks"].values()]
+            name = member.name if names.count(member.name) == 1 else member.path
+            shown[name] = [100 * task["accuracy"] for task in row["tasks"].values()]
     title = f"Accuracies in {len(this['tasks'])} tasks of {folder}, rules of {rules}"
     chart = violins(title, [(f"{name}, mean {np.mean(v):.2f}", v) for name, v in shown.items()],
                     CHANCE.get(benchmark(folder), 50.0),
@@ -365,11 +367,15 @@ def worst(cfg, this, scores):
 def read_texts(cfg, folder, rules, result):
     """{task: items} of the folder, if cfg.data has it: it must be the texts that were scored."""
     for path in cfg.data:
+        if not os.path.isdir(path):
+            sys.exit(f"error: data: no folder {path}")
         if os.path.basename(os.path.normpath(path)) == folder:
             items = read_items(path, rules, lambda before, scored: Candidate((0, 0), 1), np.inf)
             if texts_sha256(items) != result["sha256"]:
                 sys.exit(f"error: data: {path} has other texts than were scored; score them again")
             return {task: [item for item in items if item.task == task] for task in result["tasks"]}
+    if cfg.data:
+        print(f"notice: the page's worst paradigms are of {folder}, which is not in data")
     return {}
 
 
@@ -388,9 +394,9 @@ def samples(cfg, this):
         return []
     models, tokenizer, _ = load_ensemble([this.path], pick_device(cfg.device))
     temperature, top_k = SampleConfig.temperature, SampleConfig.top_k
-    first, texts = tokenizer.bos if tokenizer.bos is not None else 0, []
+    first, texts = prefix_token(tokenizer), []
     for seed in range(cfg.seed, cfg.seed + cfg.samples):
-        ids = generate(models, [first], cfg.length, temperature, top_k, seed)
+        ids = generate(models, [first], cfg.length, temperature, top_k, seed, tokenizer.vocab_size)
         texts.append(tokenizer.decode(ids[1:]).strip())
     return [Paragraph(f"From nothing, {cfg.length} tokens each, temperature {temperature}, of the {top_k} "
                       f"likeliest tokens, seeds {cfg.seed} to {seed}; none was chosen."), Quotes(texts)]

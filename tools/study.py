@@ -31,9 +31,8 @@ import numpy as np
 
 from distill import DistillConfig, teacher_dtypes
 from lib.checkpoints import checkpoint_steps, find_checkpoint, read_checkpoint_config, weights_sha256
-from lib.configurator import ROOT, check_seeds, configure, launch, non_defaults
+from lib.configurator import ROOT, check_seeds, configure, differences, launch, non_defaults
 from lib.files import git_revision, lock, parse_json, read_json, regular, sha256, write_lines
-from lib.runs import differences
 from lib.shards import data_sha256, read_meta
 from model import check_model_config
 from tools.compare import spread
@@ -45,7 +44,7 @@ class StudyConfig:
     runs: tuple[str, ...] = ()         # "name config_file teacher ...", in order
     seeds: tuple[str, ...] = ()        # each run once for each of these; () = once, with its config's seed
     settings: tuple[str, ...] = ()     # for every run: files before its own, flags before its own
-    data_dir: str = "data/babylm"      # a run's own --data_dir wins
+    data_dir: str = ""                 # for every run but one with --data_dir in its line; '' = its config's
     out_dir: str = "out/study"         # a run folder each, and results.jsonl
     blimp: tuple[str, ...] = ()        # folders of minimal pairs to score each run on
     test_loss: bool = False            # also the loss on the test split, on as many chunks as for validation
@@ -205,7 +204,7 @@ def run_config(cfg, recipe, words, teachers, seed, folder, trained):
     init_from = {f"--init_from={recipe}": f"--init_from={path}" for recipe, path in trained.items()}
     words = [*cfg.settings, *(init_from.get(w, w) for w in words if w != added)]
     files, flags = ([w for w in words if w.startswith("--") == wanted] for wanted in (False, True))
-    argv = [*files, f"--data_dir={cfg.data_dir}", *flags, f"--out_dir={folder}"]
+    argv = [*files, *([f"--data_dir={cfg.data_dir}"] if cfg.data_dir else []), *flags, f"--out_dir={folder}"]
     if teachers:
         argv.append(f"--teachers={','.join(teachers)}")
     run_cfg = configure(DistillConfig if teachers else TrainConfig, argv)
@@ -221,10 +220,11 @@ def run_config(cfg, recipe, words, teachers, seed, folder, trained):
 def ensemble_config(cfg, recipe, members, plan):
     """On which chunks an ensemble is measured: on those that its members were validated on."""
     planned, measured = {run.folder: asdict(run.cfg) for run in plan}, []
+    on = {"data_dir": cfg.data_dir} if cfg.data_dir else {}
     for path in members:
         if path not in planned:
             described = read_checkpoint_config(find_checkpoint(path))
-            planned[path] = {**described.get("train_config", {}), "data_dir": cfg.data_dir}
+            planned[path] = {**described.get("train_config", {}), **on}
         theirs = planned[path]
         measured.append({key: theirs[key] for key in ("data_dir", "seq_len", "eval_chunks") if key in theirs})
     if any(m != measured[0] for m in measured):
@@ -238,7 +238,7 @@ def check_scored(cfg, recipe, run_cfg, meta):
         sys.exit(f"error: run '{recipe}' is a masked language model (causal=False): it cannot be scored, nor "
                  "taught")
     tokens = sum(s["tokens"] for s in meta["shards"] if s["split"] == "test")
-    chunks = (tokens - 1) // run_cfg.seq_len
+    chunks = (tokens - 1) // max(run_cfg.seq_len, 1)
     if cfg.test_loss and chunks < max(run_cfg.eval_chunks, 1):
         sys.exit(f"error: test_loss: {run_cfg.data_dir} has a test split of {max(chunks, 0)} chunks, "
                  f"eval_chunks={run_cfg.eval_chunks}; prepare it again with one")
@@ -455,7 +455,9 @@ def table(rows, against=""):
               "same pairs of it")
     if against:
         reference = {study_seed(row): row for row in recipes.pop(against)}
-        print_table(f"less {against}", difference_columns(rows, reference), recipes)
+        print_table(f"minus {against}", difference_columns(rows, reference), recipes)
+        print("\n± is half of a 95% interval (Student's t), seeds in pairs; in the table before it the "
+              "standard deviation over seeds.")
 
 
 def print_table(title, columns, recipes):

@@ -10,8 +10,8 @@ from all of these. GLUE is what `python -m tools.finetune --rules=2026` left in 
 run's folder, scores_<rules>/<main or chck_1M>/<data folder>.json: the same command goes on, and does again
 only what has other weights or data. The hand-in:
 
-    results/<model>/<main or chck_1M>/zero_shot/causal/..., finetune/...   predictions, as official scripts
-    results/<model>/all_full_preds_and_fast_scores_causal.json             write them, and all of them in one
+    results_2026/<model>/<main or chck_1M>/zero_shot/causal/..., finetune/...   predictions as official
+    results_2026/<model>/all_full_preds_and_fast_scores_causal.json             scripts write them, all in one
 
 What is not there, or has not the official number of items, is null in it; the leaderboard counts it as 0.
 A pair of equal texts is half a point in the scores printed here (2026), and right for the organisers, who
@@ -30,11 +30,10 @@ from typing import Literal, NamedTuple
 from distill import Teacher
 from eval_blimp import EvalConfig, preferred, read_folders, score_items, summary
 from lib.checkpoints import find_checkpoint, load_ensemble, run_folder, weights_sha256
-from lib.configurator import launch
+from lib.configurator import differences, launch
 from lib.files import check_writable, lock, read_json, sha256, write_json, write_lines
 from lib.machine import can_compile, pick_device
 from lib.rules import RULES
-from lib.runs import differences
 from lib.scoring import added_bos
 from tools import aoa, finetune, reading
 
@@ -47,7 +46,7 @@ class SubmitConfig:
     track: Literal["strict-small", "strict"] = "strict-small"  # 19 checkpoints to 100M words; 28 to 1000M
     glue: str = "out/glue"          # out_dir of tools.finetune, by the same rules
     name: str = ""                  # the model's, cut at its last dot as officially; '' = the run folder's
-    out: str = "results"
+    out: str = ""                   # '' = results_<rules>
     bos: Literal["auto", "yes", "no"] = "auto"  # <s> before a text; auto: if the model was trained so
     batch_tokens: int = 1024        # positions scored at a time; a GPU wants more
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -150,7 +149,7 @@ def main(cfg):
     fast = {step: zero_shot(cfg, step, os.path.join(run, step), missing) for step in kept}
     learned = age_of_acquisition(cfg, run, kept, missing)
     tuned = glue(cfg, weights_sha256(best), missing)
-    write_tree(cfg, {"main": full, **fast}, learned, tuned)
+    write_tree(cfg, {"main": full, **fast}, learned, tuned, collated)
     write_json(collated, hand_in(cfg, full, [fast.get(step, {}) for step in steps], learned, tuned))
     result = dict(rules=cfg.rules, track=cfg.track, name=model_name(cfg), weights_sha256=weights_sha256(best),
                   step=read_json(os.path.join(best, "config.json"), ["step"])["step"],
@@ -171,7 +170,7 @@ def model_name(cfg):
 
 def in_results(cfg, *names):
     """A path in the results' tree, in a folder that is there."""
-    path = os.path.join(cfg.out, model_name(cfg), *names)
+    path = os.path.join(cfg.out or f"results_{cfg.rules}", model_name(cfg), *names)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     return path
 
@@ -347,26 +346,40 @@ def other_settings(cfg, task, row):
 
 # --- what is handed in ----------------------------------------------------------------------------
 
-def write_tree(cfg, by_revision, learned, tuned):
-    """The files that the official scripts write."""
+def write_tree(cfg, by_revision, learned, tuned, collated):
+    """The files that the official scripts write; says if there are others."""
+    written = {collated}
+    for names, content in official_files(cfg, by_revision, learned, tuned):
+        path = in_results(cfg, *names)
+        (write_lines if path.endswith(".txt") else write_json)(path, content)
+        written.add(path)
+    folder = os.path.dirname(collated)
+    others = sorted({os.path.join(at, name) for at, _, names in os.walk(folder) for name in names} - written)
+    if others:
+        print(f"notice: {len(others)} files in {folder} are not of this hand-in, as {others[0]}: delete "
+              "them, or name another --out")
+
+
+def official_files(cfg, by_revision, learned, tuned):
+    """(names of folders and file, its lines or what is JSON in it)"""
     for revision, results in by_revision.items():
         for task in TASKS:
             if cfg.rules in task.rules and task.key in results:
                 result, name = results[task.key], task.full if revision == "main" else task.fast
                 where = ("reading",) if task.key == "reading" else (task.folder, name)
                 where = (revision, "zero_shot", "causal", *where)
-                write_json(in_results(cfg, *where, "predictions.json"), result["predictions"])
+                yield (*where, "predictions.json"), result["predictions"]
                 report = "report.txt" if task.key == "reading" else "best_temperature_report.txt"
-                write_lines(in_results(cfg, *where, report), report_lines(result))
+                yield (*where, report), report_lines(result)
     if learned:
         where = ("main", "zero_shot", "causal", "AoA_word")
-        write_json(in_results(cfg, *where, "surprisal.json"), learned["predictions"])
+        yield (*where, "surprisal.json"), learned["predictions"]
         if cfg.rules == "2026" and learned["complete"]:
-            write_json(in_results(cfg, *where, "aoa_score.json"), {"aoa": learned["score"]})
+            yield (*where, "aoa_score.json"), {"aoa": learned["score"]}
     for task, result in tuned.items():
-        write_json(in_results(cfg, "main", "finetune", task, "predictions.json"), result["predictions"])
+        yield ("main", "finetune", task, "predictions.json"), result["predictions"]
         scores = [f"{name}: {result[name]}\n" for name in ("accuracy", "f1", "mcc") if name in result]
-        write_lines(in_results(cfg, "main", "finetune", task, "results.txt"), scores)
+        yield ("main", "finetune", task, "results.txt"), scores
 
 
 def report_lines(result):

@@ -108,7 +108,7 @@ def run_trials(cfg, study):
 
 def check_sweep(cfg):
     if not importlib.util.find_spec("optuna"):
-        sys.exit("error: sweep.py needs optuna: pip install optuna")
+        sys.exit("error: tools.sweep needs optuna: pip install optuna")
     need(cfg,
          run=(cfg.run.split(), "the config files and flags of a run"),
          priors=(not task_of(cfg) or cfg.priors != PRIORS, "others with --tasks: see config/glue/sweep.py"),
