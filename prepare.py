@@ -43,6 +43,7 @@ from lib.files import (
     git_revision,
     lock,
     parse_json,
+    read_json,
     regular,
     sha256,
     write_json,
@@ -225,12 +226,14 @@ def find_blocks(cfg):
 def find_files(cfg):
     """[(split, path)] of the BabyLM layout in input_dir or in a folder of it, else of .txt files."""
     for root in [cfg.input_dir] + sorted(e.path for e in os.scandir(cfg.input_dir) if e.is_dir()):
-        for train in (f"train_{cfg.track}", f"babylm_{cfg.track}"):
-            if os.path.isdir(os.path.join(root, train)):
-                folders = [("train", train), ("dev", "dev"), ("dev", "babylm_dev"),
-                           ("test", "test"), ("test", "babylm_test")]
-                return [(split, path) for split, folder in folders
-                        for path in list_files(os.path.join(root, folder), "." + split)]
+        for train, same, other in (("train_", "", "babylm_"), ("babylm_", "babylm_", "")):
+            folders = [("train", os.path.join(root, train + cfg.track))]
+            if not os.path.isdir(folders[0][1]):
+                continue
+            for split in ("dev", "test"):  # of the training text's year, where two years' are there
+                names = [os.path.join(root, year + split) for year in (same, other)]
+                folders += [(split, name) for name in names if os.path.isdir(name)][:1]
+            return [(split, path) for split, folder in folders for path in list_files(folder, "." + split)]
     texts = [("train", path) for path in list_files(cfg.input_dir, ".txt")]
     if not texts:
         sys.exit(f"error: {cfg.input_dir} holds neither train_{cfg.track}/ or babylm_{cfg.track}/ "
@@ -468,7 +471,8 @@ def write_shards(cfg, folder, blocks, map_blocks, tokenizer):
     if dropped:
         print(f"notice: {dropped:,} bytes have no token and were dropped: "
               "the tokenizer was trained without them")
-    no_matter = ("data_dir", "input_dir", "workers", "overwrite", "verify", "readability", "buckets")
+    no_matter = ["data_dir", "input_dir", "workers", "overwrite", "verify", "readability", "buckets"]
+    no_matter += ["vocab_size"] if cfg.tokenizer else []
     return dict(
         format_version=FORMAT_VERSION, vocab_size=tokenizer.vocab_size,
         tokenizer=os.path.basename(tokenizer.file), tokenizer_sha256=sha256(tokenizer.file),
@@ -503,6 +507,7 @@ def encode_block(block, tokenizer_file, bos):
     if bos == "document":
         documents = split_documents(text, block.headings, at_start)
         parts = [(new, clean(block, part)) for new, part in documents]
+        parts = [(new and bool(part.strip()), part) for new, part in parts]
     elif bos == "line":
         lines = re.findall(r"[^\n]*\n|[^\n]+", clean(block, text))
         parts = [(bool(line.strip()), line) for line in lines]
@@ -604,6 +609,10 @@ def download(year, track, folder):
     """Fetch and unpack the official archives of `year` that `track` needs into `folder`."""
     os.makedirs(folder, exist_ok=True)
     lock(folder)
+    of_year = os.path.join(folder, "download.json")  # the archives of two years have the same names
+    if os.path.isfile(of_year) and read_json(of_year, ["year"])["year"] != year:
+        sys.exit(f"error: {folder} has another year's download ({of_year}); name another --input_dir")
+    write_json(of_year, dict(year=year))
     not_needed = "train_100M.zip" if track == "10M" else "train_10M.zip"
     archives, digests = OFFICIAL[year], {}
     try:

@@ -157,6 +157,9 @@ def test_a_config_laid_over_another_is_planned_with_it(capsys):
     (_, steps), (epochs, more) = ([int(n.replace(",", "")) for n in row["epochs, steps"].split(", ")]
                                   for row in (once, laid_over))
     assert epochs == 10 and more / 10 == steps / 6
+    plan.main([f"{ROOT}/config/gpt2_10m.py", f"{ROOT}/config/gpt2_10m.py+{ROOT}/config/sam.py"])
+    plain, twice = rows(capsys.readouterr().out).values()
+    assert int(twice["MFLOP/token"]) == pytest.approx(2 * int(plain["MFLOP/token"]), abs=1)
 
 
 def test_each_config_has_a_row_or_is_named(capsys):

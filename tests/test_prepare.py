@@ -10,6 +10,7 @@ import threading
 import time
 import unicodedata
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -171,6 +172,12 @@ def test_bos_per_line_and_per_document(tmp_path):
         assert all(a.startswith(line[:5]) for a, line in zip(after, lines))
 
 
+def test_a_document_that_its_cleaner_empties_has_no_bos(tmp_path, monkeypatch):
+    monkeypatch.setitem(prepare.CLEANERS, "cbt", lambda text: "" if text.strip() == "credits" else text)
+    write(tmp_path / "in", {"train_10M/cbt.train": WORDS + "\n\ncredits\n\n" + WORDS, "dev/cbt.dev": WORDS})
+    assert tokens(prepared(tmp_path / "in", tmp_path / "d", bos="document")).tolist().count(1) == 2
+
+
 def test_held_out_share_and_what_dev_becomes(tmp_path):
     write(tmp_path / "in", {"babylm_10M/cbt.train": WORDS * 4, "babylm_dev/cbt.dev": WORDS,
                             "babylm_test/cbt.test": WORDS * 2})
@@ -178,6 +185,11 @@ def test_held_out_share_and_what_dev_becomes(tmp_path):
     words = {split: sum(by_source.values()) for split, by_source in meta["words"].items()}
     assert words["train"] + words["val"] == 4 * words["test"]
     assert words["val"] / (words["train"] + words["val"]) == pytest.approx(0.05, abs=0.01)
+    write(tmp_path / "in", {"dev/other.dev": WORDS})  # of another year
+    meta = read_meta(prepared(tmp_path / "in", tmp_path / "both"))
+    assert list(meta["words"]["val"]) == ["cbt"]
+    write(tmp_path / "in", {"train_10M/other.train": WORDS})
+    assert list(read_meta(prepared(tmp_path / "in", tmp_path / "new"))["words"]["val"]) == ["other"]
 
 
 def small_tiktoken(path):
@@ -284,6 +296,8 @@ def test_download_resumes_and_checks(tmp_path, monkeypatch, good_digest):
         main(cfg)
         assert read_meta(cfg.data_dir)["words"]["train"]["cbt"] > 0
         assert ("/f.zip", f"bytes={len(Server.zip) // 2}-") in Server.requests
+        with pytest.raises(SystemExit, match="has another year's download"):  # its archives have these names
+            main(replace(cfg, download="2025", data_dir=str(tmp_path / "d2")))
     else:
         with pytest.raises(SystemExit, match="expected 0000"):
             main(cfg)

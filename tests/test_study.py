@@ -20,7 +20,7 @@ from helpers import ROOT, TINY, VOCAB, cut_short, read_jsonl, records, run_train
 from lib.checkpoints import load_checkpoint
 from lib.configurator import configure
 from lib.shards import Shards
-from tools import study
+from tools import demo, study
 
 A_RUN = ["train.py", "eval_blimp.py"]
 A_TAUGHT_RUN = ["distill.py", "eval_blimp.py"]
@@ -149,7 +149,7 @@ def test_seeds_are_runs_of_one_recipe(cfg_of, small, corpus, tmp_path, in_proces
     assert rows["a@3"]["test_ce"] == pytest.approx(loss_on(Shards(data, "test"), model), abs=1e-4)
     # the same table of the file alone, and what b has less than a: of two seeds t is 12.7062
     study.main(study.StudyConfig(table=f"{cfg.out_dir}/results.jsonl", against="a"))
-    again, less = capsys.readouterr().out.split("| less a |")
+    again, less = capsys.readouterr().out.split("| minus a |")
     assert again.strip() in out
     low, high = sorted(rows[f"b@{seed}"]["val_ce"] - rows[f"a@{seed}"]["val_ce"] for seed in "35")
     assert f"\n| b | {(low + high) / 2:+.4f} ± {12.7062 * (high - low) / 2:.4f} |" in less
@@ -201,6 +201,24 @@ def test_ensembles_seeds_apart_and_what_starts_from_another(cfg_of, small, data,
     assert in_process == ran
     with pytest.raises(SystemExit, match="c's teacher 'both' is neither"):
         study.main(cfg_of(*lines, f"c {small} both"))
+
+
+def test_a_new_demo_leaves_the_studies_beside_it(tmp_path, monkeypatch):
+    for name in ("write_text", "train_and_score", "table"):
+        monkeypatch.setattr(demo, name, lambda *_: None)
+    for name in (".made_by_demo", "study", "gpt2"):
+        (tmp_path / name).mkdir() if name[0] != "." else (tmp_path / name).touch()
+    demo.main(demo.DemoConfig(dir=str(tmp_path)))
+    assert sorted(os.listdir(tmp_path)) == [".made_by_demo", "study"]
+
+
+def test_data_are_the_configs_but_for_the_studys_and_the_lines(cfg_of, small, data, tmp_path):
+    other, own = shutil.copytree(data, tmp_path / "other"), tmp_path / "own.py"
+    own.write_text(f"data_dir = {data!r}\n")
+    for of_study, flag, expected in (("", "", data), (str(other), "", str(other)),
+                                     (str(other), f"--data_dir={data}", data)):
+        line = f"a {small} {own} {flag}"
+        assert study.plan_run(cfg_of(line, data_dir=of_study), line, "", {}, []).cfg.data_dir == expected
 
 
 def test_the_papers_chain_is_a_window_of_three():

@@ -21,11 +21,13 @@ from dataclasses import dataclass
 from lib.configurator import ROOT, launch
 from lib.files import read_json
 
+MADE = ("text", "pairs", "data", "gpt2", "llama", "plain", "distilled")
+
 
 @dataclass
 class DemoConfig:
     seed: int = 1        # of the text, the models and the order of the data
-    dir: str = "demo"    # everything goes here; an earlier demo in it is deleted
+    dir: str = "demo"    # everything goes here, in the place of an earlier demo's
     lines: int = 2000    # of training text
 
 
@@ -36,9 +38,8 @@ def main(cfg):
         sys.exit(f"error: dir='{cfg.dir}' is not an earlier demo; name another --dir")
     os.makedirs(cfg.dir, exist_ok=True)
     open(os.path.join(cfg.dir, marker), "w").close()
-    for name in there:
-        if name != marker:  # which a killed demo leaves, too
-            shutil.rmtree(os.path.join(cfg.dir, name), ignore_errors=True)
+    for name in MADE:  # not the studies that config/demo/ puts beside them
+        shutil.rmtree(os.path.join(cfg.dir, name), ignore_errors=True)
     write_text(cfg)
     begin = time.perf_counter()
     train_and_score(cfg.dir, f"--seed={cfg.seed}")

@@ -67,7 +67,8 @@ def main(argv):
             print(f"| {name} | {' | '.join(row)} |")
     left_out = [name for name, row in rows.items() if not row]
     if left_out:
-        print(f"\nLeft out: {', '.join(left_out)}: masked tokens and MATE-KD's steps are not counted here.")
+        print(f"\nLeft out: {', '.join(left_out)}: masked tokens, MATE-KD's steps and curricula are not "
+              "counted here.")
 
 
 def read_card(text):
@@ -87,7 +88,7 @@ def cells(files, plan, cards):
         sys.exit(f"error: {files[0]} has no arch: name the model's config that it is laid over too, as "
                  f"config/llama_58m.py+{files[0]}")
     cfg = configure(DistillConfig, files)
-    if cfg.generator or not cfg.causal:
+    if cfg.generator or not cfg.causal or cfg.curriculum:
         return []
     check_loop_config(cfg)
     micro_batch = cfg.micro_batch_size or cfg.batch_size
@@ -95,7 +96,7 @@ def cells(files, plan, cards):
          micro_batch_size=(cfg.batch_size % micro_batch == 0, f"a divisor of batch_size={cfg.batch_size}"))
     described = cfg, *teacher_configs(files[0], cfg.teachers)
     student, *teachers = [sizes(each, plan) for each in described]
-    flops = training_flops(student, teachers, cfg.seq_len)
+    flops = training_flops(student, teachers, cfg.seq_len) * (2 if cfg.sam_rho else 1)
     steps = n_chunks(cfg, range(plan.tokens)) // cfg.batch_size * cfg.epochs
     steps = min(steps, cfg.max_iters or steps)
     total = flops * steps * cfg.batch_size * cfg.seq_len
