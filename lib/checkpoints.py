@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from lib.configurator import checked
 from lib.files import FORMAT_VERSION, flush_to_disk, parse_json, read_json, regular, sha256, write_json
+from lib.rules import RULES
 from lib.tokenizers import load_tokenizer
 from model import LanguageModel, ModelConfig, check_model_config
 
@@ -76,9 +77,10 @@ def last_checkpoint(out_dir):
 
 
 # the names of what a run writes into its folder: nothing else in there is ever deleted
-RUN_FILES = re.compile(r"(ckpt_\d+|chck_\d+M|member_\d+|scores_202[56])(\.tmp)?(\.deleted)?"
-                       r"|((last|best|train_config|blimp(_202[356])?|predictions|reading"
-                       r"|aoa_(2025|2026|surprisals|months))\.json|metrics\.jsonl|report\.(html|md))(\.tmp)?"
+YEARS = "|".join(RULES)
+RUN_FILES = re.compile(rf"(ckpt_\d+|chck_\d+M|member_\d+|scores_({YEARS}))(\.tmp)?(\.deleted)?"
+                       rf"|((last|best|train_config|blimp(_({YEARS}))?|predictions|reading"
+                       rf"|aoa_({YEARS}|surprisals|months))\.json|metrics\.jsonl|report\.(html|md))(\.tmp)?"
                        r"|events\.out\.tfevents\..*")
 
 

@@ -537,7 +537,7 @@ class Ensemble(nn.Module):
         self.models, self.padding = nn.ModuleList(models), padding
 
     def forward(self, batch):
-        """(B, K), of the last token of each text."""
+        """(B, K), of the last token of each text; by the rules of 2025 texts were cut to their first."""
         rows = torch.arange(len(batch.x), device=batch.x.device)
         shifted = after_padding(batch) if self.padding == "left" else None
         members = []

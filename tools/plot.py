@@ -105,7 +105,8 @@ def folder_name(column):
 
 
 def curves(figure, runs, labels):
-    """Training CE as a faint line, validation as a thick one with points; gradient norms below."""
+    """Validation CE as a thick line with points, the mean of training CE since the validation before as a
+    faint one; gradient norms below."""
     from matplotlib.ticker import EngFormatter
     (axes, norms), ensembles, seen = figure.subplots(2, 1, sharex=True, height_ratios=(2, 1)), set(), []
     for run, label, look in zip(runs, labels, LOOKS):
@@ -113,12 +114,15 @@ def curves(figure, runs, labels):
         train, val, norm = ([(row["tokens"], row[key]) for row in rows
                              if row.get(key) is not None and "tokens" in row]
                             for key in ("ce", "val_ce", "grad_norm"))
-        axes.plot(*zip(*train), **look | dict(marker=""), alpha=0.3, linewidth=1)
         if val:
+            ends = [0, *(x for x, _ in val)]
+            train = [(high, np.mean([ce for x, ce in train if low < x <= high]))
+                     for low, high in zip(ends, ends[1:])]
             axes.plot(*zip(*val), **look, markersize=3, label=label)
+        axes.plot(*zip(*train), **look | dict(marker=""), alpha=0.4, linewidth=1)
         norms.plot(*zip(*norm), **look | dict(marker=""), linewidth=0.7)
         ensembles.update(row["ensemble_val_ce"] for row in rows if "ensemble_val_ce" in row)
-        seen += [np.quantile([ce for _, ce in train], 0.95), *(ce for _, ce in val)]
+        seen += [ce for _, ce in val] or [np.quantile([ce for _, ce in train], 0.95)]
     for i, val_ce in enumerate(sorted(ensembles)):
         axes.axhline(val_ce, color="gray", linestyle=":", label="teachers' ensemble" if i == 0 else None)
     norms.xaxis.set_major_formatter(EngFormatter(sep=""))  # 200k, 1M
