@@ -95,6 +95,11 @@ def test_what_is_done_is_skipped_and_what_is_other_refused(teachers, tmp_path, t
     with pytest.raises(SystemExit, match="seed 13, with other settings, weights or data .*epochs: 1 -> 2"):
         finetune.main(settings(teachers, tmp_path, epochs=2))
     edit_json(tmp_path / "out/results.json", rte={"12": after["12"]})
+    foreign = dict(after["12"], inputs_sha256=dict(weights=["x"], texts=[]))
+    edit_json(tmp_path / "out/results.json", wsc={"12": foreign})
+    with pytest.raises(SystemExit, match="has wsc of another model"):
+        finetune.main(settings(teachers, tmp_path, epochs=2))
+    edit_json(tmp_path / "out/results.json", wsc={})
     file = tmp_path / "p.json.gz"  # predictions of what was done before; how it is logged is not compared
     finetune.main(settings(teachers, tmp_path, epochs=2, predictions=str(file), log_interval=5))
     assert len(predictions(file)["rte"]["predictions"]) == 32 and len(trained) == 3

@@ -349,6 +349,10 @@ def without_result(plan, results, path):
         kept = not cfg.keep_model or os.path.isdir(os.path.join(cfg.out_dir, "member_0"))
         if seed not in results.get(task, {}) or not kept and f"{task}_{seed}" not in older:
             todo.append((task, cfg))
+    weights = origin["inputs_sha256"]["weights"]
+    for task, rows in results.items():
+        if any(row.get("inputs_sha256", {}).get("weights", weights) != weights for row in rows.values()):
+            sys.exit(f"error: {path} has {task} of another model; name another --out_dir")
     if older:
         print(f"notice: {path} has results of older code, whose settings, weights and data are not compared: "
               f"{', '.join(dict.fromkeys(older))}")

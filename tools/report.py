@@ -195,20 +195,19 @@ def losses(this, twin):
 # --- scores ---------------------------------------------------------------------------------------
 
 def read_scores(cfg, path):
-    run = run_folder(path)
-
-    def read(name, keys):
-        file = os.path.join(run, name)
+    """A checkpoint has what it was scored on by itself in its own folder, the rest in its run's."""
+    def read(name, keys, folder=run_folder(path)):
+        file = os.path.join(folder, name)
         return read_json(file, keys) if os.path.isfile(file) else {}
     folders, aoa, summaries = {}, {}, {}
     for rules in sorted(RULES, reverse=True):
         folders[rules] = {task.full: read(f"scores_{rules}/main/{task.full}.json", ("step", "sha256"))
                           for task in submit.TASKS if task.key != "reading"}
-        folders[rules] |= read_folders(os.path.join(run, result_name(rules)))
+        folders[rules] |= read_folders(os.path.join(path, result_name(rules)))
         folders[rules] = {folder: row for folder, row in folders[rules].items() if row}
         aoa[rules] = read(f"aoa_{rules}.json", ("score",))
         summaries[rules] = read(f"scores_{rules}/summary.json", ("benchmarks", "means", "missing"))
-    reading = read("reading.json", ("rules", "reading", "eye_tracking", "self_paced"))
+    reading = read("reading.json", ("rules", "reading", "eye_tracking", "self_paced"), path)
     if cfg.glue and not is_finetuned(cfg.glue):
         sys.exit(f"error: no {os.path.join(cfg.glue, 'results.json')}; make it with tools.finetune "
                  f"--ckpt={path} --out_dir={cfg.glue}")
