@@ -19,7 +19,7 @@ runs = [
     # beyond the papers, and parts of it taken away
     f"strong {_student} {_taught} gpt2 llama",
     f"strong-fixed {_student} {_taught} --random_offset=False gpt2 llama",
-    f"strong-alone {_student} {_teacher} --weight_decay=1",
+    f"strong-alone-10 {_student} {_teacher} --weight_decay=1 --epochs=10 --random_offset=True",
     f"strong-adamw {_student} {_taught} {_adamw} gpt2 llama",
     f"strong-papers-loss {_student} {_taught} {_published} --temperature=2 gpt2 llama",
     # two Llamas as its teachers
@@ -41,6 +41,7 @@ runs = [
     "distilledgpt config/distilledgpt_44m.py small-gpt2 small-llama",
 ]
 settings = ["--eval_chunks=4096"]
+data_dir = "data/babylm"
 out_dir = "out/strict_small"
 test_loss = True
 blimp = ["blimp_filtered", "supplement_filtered"]
