@@ -6,8 +6,8 @@
 #   python -m tools.study config/study/million.py --seeds=1,2,3
 # Baby Llama has two larger teachers of two kinds, BabyLlama-2 two of the student's own size and more weight
 # decay, Tiny Minds two small ones and a GPT-2 as the student. None has dropout (the papers' GPT-2 has 0.1): a
-# CPU takes three times as long with it. Rates and decay were chosen on validation loss with seed 11, offsets
-# and decay (1 or 2) with 11 to 13.
+# CPU takes three times as long with it. Rates and decay were chosen on validation loss with seed 11, offsets,
+# decay (1 or 2) and whether a higher rate than the others' pays for `strong` (too little) with 11 to 13.
 _llama = "config/llama_16m.py --n_layer=4 --n_head=4"
 _gpt2 = "config/gpt2_10m.py --n_layer=4 --n_head=4 --micro_batch_size=0 --weight_decay=0.1 --dropout=0"
 _small = f"{_gpt2} --n_embd=128 --intermediate_size=512"
@@ -20,14 +20,19 @@ _adamw = "--optimizer=adamw --weight_decay=0.1"
 _teacher, _taught = "config/strong_teacher.py", "config/strong_student.py"
 runs = [
     f"plain {_student}",
+    f"plain-10-offset {_student} {_ten} {_offset}",
     # Baby Llama
     f"gpt2 {_gpt2} --n_embd=192 --intermediate_size=768",
     f"llama {_large}",
     f"babyllama {_student} {_published} gpt2 llama",
     f"babyllama-10 {_student} {_published} {_ten} {_cached} gpt2 llama",
     f"babyllama-10-offset {_student} {_published} {_ten} {_offset} gpt2 llama",
-    # beyond the papers, and its parts taken away one after the other
+    # beyond the papers, with each of its parts taken away
     f"strong {_student} {_taught} {_ten} gpt2 llama",
+    f"strong-6 {_student} {_taught} gpt2 llama",
+    f"strong-adamw {_student} {_taught} {_ten} {_adamw} gpt2 llama",
+    f"strong-papers-loss {_student} {_taught} {_ten} {_published} --temperature=2 gpt2 llama",
+    f"strong-alone-10 {_student} {_teacher} {_ten} {_offset} --weight_decay=1",
     f"strong-fixed {_student} {_taught} {_ten} {_fixed} {_cached} gpt2 llama",
     f"strong-fixed-6 {_student} {_taught} {_fixed} gpt2 llama",
     f"strong-alone {_student} {_teacher} --weight_decay=1",

@@ -10,6 +10,7 @@ _adamw = "--optimizer=adamw --learning_rate=3e-4 --weight_decay=0.1"
 _published = "--kl_reduction=sequence"
 runs = [
     f"plain {_student}",
+    f"plain-10-offset {_student} --epochs=10 --random_offset=True",
     # Baby Llama
     "gpt2 config/gpt2_705m.py",
     f"llama {_large}",
