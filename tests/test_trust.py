@@ -288,7 +288,8 @@ def test_every_step_of_a_save_may_fail_once(go_on, tmp_path, monkeypatch, functi
 
     def failing(*args, **kwargs):
         nonlocal calls
-        if function in ("fsync", "dump") or any(RUN_FILES.search(arg) for arg in args if isinstance(arg, str)):
+        paths = [arg for arg in args if isinstance(arg, str)]
+        if function in ("fsync", "dump") or any(map(RUN_FILES.search, paths)):
             calls += 1
             if calls - 1 == failing_call:
                 raise OSError(errno.ENOSPC, "No space left on device", str(args[0]))
