@@ -14,7 +14,6 @@ from lib.checkpoints import load_ensemble
 from lib.configurator import launch
 from lib.data import Batch
 from lib.machine import pick_device
-from lib.tokenizers import prefix_token
 
 
 @dataclass
@@ -37,7 +36,7 @@ def main(cfg):
         ids = tokenizer.encode(prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace"))
         if described["bos"] != "none" and tokenizer.bos is not None:
             ids = [tokenizer.bos] + ids
-        ids = ids or [prefix_token(tokenizer)]  # of a model trained without <s>: only as a last resort
+        ids = ids or [first_token(tokenizer)]  # of a model trained without <s>: only as a last resort
         ids = generate(models, ids, cfg.length, cfg.temperature, cfg.top_k, cfg.seed + i,
                        tokenizer.vocab_size)
         print(tokenizer.decode(ids), flush=True)
@@ -50,6 +49,11 @@ def typed_prompts():
             yield input("\nprompt> " if sys.stdin.isatty() else "")
         except (EOFError, KeyboardInterrupt):
             return
+
+
+def first_token(tokenizer):
+    """What text from nothing begins after."""
+    return tokenizer.bos if tokenizer.bos is not None else 0
 
 
 @torch.no_grad()

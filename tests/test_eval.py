@@ -1,9 +1,11 @@
 """BLiMP scoring against an independent one: Hugging Face's model, one sentence at a time, float64."""
+import copy
 import gzip
 import io
 import json
 import os
 import shutil
+import sys
 
 import pytest
 import torch
@@ -328,6 +330,20 @@ def test_sampling(teachers, capsys):
     assert answer(temperature=0.0) == answer(temperature=1e-40, seed=2)
     assert answer(prompt="漢字 \x00☃").startswith("漢字 \x00☃")
     assert answer(top_k=0).startswith("the dog")
+
+
+def test_text_from_nothing_needs_no_special_token(teachers, capsys, monkeypatch):
+    """Nor does a prompt get one where the tokenizer has none."""
+    def without_special_tokens(*args):
+        models, tokenizer, described = load_ensemble(*args)
+        bare = copy.copy(tokenizer)
+        bare.bos = bare.eos = bare.pad = None
+        return models, bare, described
+    monkeypatch.setattr(sample, "load_ensemble", without_special_tokens)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("\nthe dog\n"))
+    monkeypatch.setattr(sys.stdout, "reconfigure", lambda **_: None, raising=False)
+    sample.main(sample.SampleConfig(ckpt=(teachers[1],), length=0, device="cpu"))
+    assert capsys.readouterr().out.endswith("\nthe dog\n")
 
 
 def test_sampling_is_greedy_by_hand_and_longer_than_the_context(teachers):

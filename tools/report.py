@@ -28,8 +28,7 @@ from lib.published import BASELINES_2024, CHANCE, GLUE
 from lib.rules import RULES, result_name
 from lib.scoring import Candidate
 from lib.tasks import read_items
-from lib.tokenizers import prefix_token
-from sample import SampleConfig, generate
+from sample import SampleConfig, first_token, generate
 from tools import finetune, submit
 from tools.compare import is_finetuned, read_glue, read_results
 from tools.plot import validated_on
@@ -393,7 +392,7 @@ def samples(cfg, this):
         return []
     models, tokenizer, _ = load_ensemble([this.path], pick_device(cfg.device))
     temperature, top_k = SampleConfig.temperature, SampleConfig.top_k
-    first, texts = prefix_token(tokenizer), []
+    first, texts = first_token(tokenizer), []
     for seed in range(cfg.seed, cfg.seed + cfg.samples):
         ids = generate(models, [first], cfg.length, temperature, top_k, seed, tokenizer.vocab_size)
         texts.append(tokenizer.decode(ids[1:]).strip())
