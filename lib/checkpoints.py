@@ -260,8 +260,13 @@ def load_ensemble(paths, device):
             kind = "classifier" if model.cfg.n_labels else "masked language model (causal=False)"
             sys.exit(f"error: {path} is a {kind}: it gives text no probability")
     models, (tokenizer, *_), every = zip(*loaded)
-    mixed = len({described["bos"] in ("line", "document") for described in every}) > 1
+    mixed = len(set(map(trained_with_bos, every))) > 1
     return list(models), tokenizer, {**every[0], "bos": "mixed"} if mixed else every[0]
+
+
+def trained_with_bos(described):
+    """Whether <s> stood before the lines or documents that a checkpoint was trained on."""
+    return described["bos"] in ("line", "document")
 
 
 def run_folder(path):

@@ -228,7 +228,8 @@ class Keeper:
         refuse_another_run(self.cfg, self.data, folder, self.trainee.student, saved, described)
         if self.machine.rank == 0:
             point_out_changes(self.cfg, described, self.about, self.machine)
-        self.about |= {key: described[key] for key in ("init_from_sha256",) if key in described}
+        if "init_from_sha256" in described:
+            self.about["init_from_sha256"] = described["init_from_sha256"]
         tensors, counters = load_state(folder)
         restore(self.trainee, self.optimizers, saved, tensors, counters, folder)
         step, self.best, self.best_step, self.waited = (counters[key] for key in COUNTERS)

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from lib.checkpoints import trained_with_bos
+
 ROW = 192  # nodes of a row: more share more, and attend to more
 
 
@@ -32,7 +34,7 @@ def added_bos(described, tokenizer, choice):
         sys.exit("error: of these models some were trained with <s>, some without; say --bos=yes or no")
     if choice == "yes" and tokenizer.bos is None:
         sys.exit("error: bos='yes', but the tokenizer has no <s>")
-    added = described["bos"] in ("line", "document") if choice == "auto" else choice == "yes"
+    added = trained_with_bos(described) if choice == "auto" else choice == "yes"
     return tokenizer.bos if added else None
 
 

@@ -8,6 +8,7 @@ worker processes start fast.
 import bisect
 import hashlib
 import os
+import pathlib
 import sys
 
 import numpy as np
@@ -31,8 +32,8 @@ class Shards:
             sys.exit(f"error: {data_dir} has no '{split}' split; prepare it again with one")
         self.maps = [np.asarray(open_shard(data_dir, s)) for s in names]  # a memmap is slow to slice
         self.ends = np.cumsum([len(m) for m in self.maps]).tolist()
-        with open(os.path.join(data_dir, self.meta["tokenizer"]), "rb") as f:
-            self.tokenizer = f.read()  # the folder may be prepared anew while a run trains
+        # the folder may be prepared anew while a run trains
+        self.tokenizer = pathlib.Path(data_dir, self.meta["tokenizer"]).read_bytes()
 
     def __len__(self):
         return self.ends[-1]

@@ -12,6 +12,7 @@ run in turn. On a GPU take --steps=100 or more.
 import contextlib
 import json
 import os
+import pathlib
 import resource
 import shutil
 import statistics
@@ -257,8 +258,8 @@ def write_teacher(folder, cfg, data):
     described = dict(model=asdict(cfg), bos="none", tokenizer=meta["tokenizer"],
                      tokenizer_sha256=meta["tokenizer_sha256"])
     mine = f"{folder}.{os.getpid()}"
-    with open(os.path.join(data, meta["tokenizer"]), "rb") as f:
-        save_checkpoint(mine, "ckpt_0", LanguageModel(cfg), described, f.read())
+    tokenizer = pathlib.Path(data, meta["tokenizer"]).read_bytes()
+    save_checkpoint(mine, "ckpt_0", LanguageModel(cfg), described, tokenizer)
     point_to(mine, "last.json", "ckpt_0", 0, None)
     try:
         os.rename(mine, folder)

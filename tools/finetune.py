@@ -26,6 +26,7 @@ import glob
 import json
 import math
 import os
+import pathlib
 import re
 import statistics
 import sys
@@ -497,8 +498,8 @@ def save_members(cfg, task, ensemble, labels, scores):
         del described["format_version"]
         described.update(model=asdict(model.cfg), parameters=model.n_params(), finetuned=task, labels=labels,
                          scores=scores, train_config=asdict(cfg))
-        with open(os.path.join(source, described["tokenizer"]), "rb") as f:
-            save_checkpoint(cfg.out_dir, f"member_{i}", model, described, f.read())
+        tokenizer = pathlib.Path(source, described["tokenizer"]).read_bytes()
+        save_checkpoint(cfg.out_dir, f"member_{i}", model, described, tokenizer)
 
 
 # --- the model ------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ nothing: by the rules since 2025 that decides whether a text's first word counts
 import base64
 import contextlib
 import os
+import pathlib
 import re
 import shutil
 import sys
@@ -148,8 +149,7 @@ def import_folder(folder, out_dir):
             tokenizer_sha256=sha256(file), bos=bos,
             imported_from=theirs.get("_name_or_path") or os.path.basename(os.path.abspath(folder)),
             git_revision=git_revision(), torch=torch.__version__)
-        with open(file, "rb") as f:
-            save_checkpoint(out_dir, "ckpt_0", model, described, f.read())
+        save_checkpoint(out_dir, "ckpt_0", model, described, pathlib.Path(file).read_bytes())
     point_to(out_dir, "best.json", "ckpt_0", 0, None)
     return (f"{out_dir}: {model.n_params():,} parameters; its data is prepared with "
             f"--tokenizer={out_dir}/ckpt_0/{name}"

@@ -217,7 +217,8 @@ def violins(figure, columns, labels):
     measured = [result["test_on"] for result in results if "test_on" in result]
     if any(each != measured[0] for each in measured):
         sys.exit("error: violin: the test losses are of other data, seq_len or eval_chunks than each other")
-    check_same_chunks([run for run in sum(runs, []) if not os.path.isfile(os.path.join(run, "val.json"))])
+    trained = [run for run in sum(runs, []) if not os.path.isfile(os.path.join(run, "val.json"))]
+    check_same_chunks(trained, [read_checkpoint_config(find_checkpoint(run)) for run in trained])
     per_column = [panels(*each) for each in zip(runs, glue_panels(columns))]
     titles = [title for title in per_column[0] if all(values.get(title) for values in per_column)]
     if not titles:
@@ -311,15 +312,14 @@ def comparable(runs):
         if not config.get("words") or config.get("val_ce") is None:
             sys.exit(f"error: {run} does not say how many words it was trained on, "
                      "or has no validation loss")
-    check_same_chunks(runs)
+    check_same_chunks(runs, described)
     return described
 
 
-def check_same_chunks(runs):
-    """Exit if the validation losses of some are of other chunks."""
-    on = [validated_on(read_checkpoint_config(find_checkpoint(run))) for run in runs]
-    for run, chunks in zip(runs, on):
-        if chunks != on[0]:
+def check_same_chunks(runs, described):
+    """Exit if the validation losses of some, with these config.json, are of other chunks."""
+    for run, config in zip(runs, described):
+        if validated_on(config) != validated_on(described[0]):
             sys.exit(f"error: {run} was validated with another tokenizer, bos, seq_len or eval_chunks than "
                      f"{runs[0]}")
 
