@@ -19,6 +19,7 @@ import tiktoken
 
 import prepare
 from helpers import ROOT, edit_json, real
+from lib.download import OFFICIAL
 from lib.files import sha256
 from lib.shards import Shards, data_sha256, read_meta
 from lib.tokenizers import load_tokenizer, save_tiktoken
@@ -287,7 +288,7 @@ def test_download_resumes_and_checks(tmp_path, monkeypatch, good_digest):
     Server.digest = sha256(str(tmp_path / "z")) if good_digest else "0" * 64
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setitem(prepare.OFFICIAL, "2024", f"http://127.0.0.1:{server.server_port}/root")
+    monkeypatch.setitem(OFFICIAL, "2024", f"http://127.0.0.1:{server.server_port}/root")
     cfg = PrepareConfig(input_dir=str(tmp_path / "in"), data_dir=str(tmp_path / "d"), download="2024",
                         vocab_size=330)
     with pytest.raises(SystemExit, match="broke off"):
@@ -305,7 +306,7 @@ def test_download_resumes_and_checks(tmp_path, monkeypatch, good_digest):
 
 
 def test_offline_is_one_line(tmp_path, monkeypatch):
-    monkeypatch.setitem(prepare.OFFICIAL, "2023", {"babylm_data.zip": "http://127.0.0.1:9/x.zip"})
+    monkeypatch.setitem(OFFICIAL, "2023", {"babylm_data.zip": "http://127.0.0.1:9/x.zip"})
     with pytest.raises(SystemExit, match="download of 2023 failed.*by hand"):
         main(PrepareConfig(input_dir=str(tmp_path / "in"), download="2023"))
 

@@ -22,6 +22,7 @@ import lib.tokenizers
 import prepare
 from helpers import edit_json, thorough
 from lib.configurator import launch
+from lib.download import OFFICIAL
 from lib.shards import Shards, data_sha256, read_meta
 from lib.tokenizers import load_tokenizer, save_tiktoken
 from prepare import CLEANERS, PrepareConfig, main
@@ -124,7 +125,7 @@ def server(monkeypatch):
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Server)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     server.body, server.address = archive(), f"http://127.0.0.1:{server.server_port}"
-    monkeypatch.setitem(prepare.OFFICIAL, "2023", {"babylm_data.zip": server.address + "/babylm_data.zip"})
+    monkeypatch.setitem(OFFICIAL, "2023", {"babylm_data.zip": server.address + "/babylm_data.zip"})
     yield server
     server.shutdown()
 
@@ -354,7 +355,7 @@ def test_an_archive_that_cannot_be_unpacked(tmp_path, server, body):
     "\xff"])
 def test_a_listing_that_is_none(tmp_path, server, monkeypatch, listing):
     server.body = listing.encode("latin-1")
-    monkeypatch.setitem(prepare.OFFICIAL, "2024", server.address)
+    monkeypatch.setitem(OFFICIAL, "2024", server.address)
     one_line(lambda: main(config(tmp_path, download="2024")), "download of 2024 failed")
 
 
