@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from helpers import GPT2, ROOT, edit_json, read_jsonl, real, run_train, write_task
-from lib import configurator
+from lib import classifiers, configurator, glue
 from lib.checkpoints import load_checkpoint
 from lib.machine import Machine
 from tools import finetune, hf
-from tools.finetune import Ensemble, Example, Examples, FinetuneConfig, TaskKeeper, metrics, truncated
+from tools.finetune import Examples, FinetuneConfig, TaskKeeper, metrics
 from train import Trainee, train
 
 
@@ -66,9 +66,9 @@ def test_it_learns_and_reports_the_best_epoch(teachers, tmp_path, capsys):
     assert [p["pred"] for p in predicted] == gold and predicted[3]["id"] == "rte_3"
     # the kept weights are those of the best epoch
     model, tokenizer, described = load_checkpoint(f"{cfg.out_dir}/rte_1/member_0")
-    valid, _ = finetune.read_examples(cfg, "rte", "valid", tokenizer, [0, 1])
+    valid, _ = glue.read_examples(cfg, "rte", "valid", tokenizer, [0, 1])
     with torch.no_grad():
-        z = Ensemble([model])(finetune.to_batch(valid, "cpu"))
+        z = classifiers.Ensemble([model])(finetune.to_batch(valid, "cpu"))
     assert F.cross_entropy(z, torch.tensor(gold)).item() == pytest.approx(best["val_ce"], abs=1e-5)
     assert described["finetuned"] == "rte"
 
@@ -152,8 +152,8 @@ def test_tokens_head_and_steps_are_transformers(kind, data, teachers, tmp_path):
     cfg = settings(teachers, tmp_path, ckpt=(str(tmp_path / "run"),), max_length=24, batch_size=16, epochs=1,
                    weight_decay=0.1, learning_rate=1e-3, seed=12)
     model, our_tokenizer, _ = load_checkpoint(cfg.ckpt[0])
-    examples, labels = finetune.read_examples(cfg, "rte", "train", our_tokenizer)
-    ours = finetune.classifier(model, 2)
+    examples, labels = glue.read_examples(cfg, "rte", "train", our_tokenizer)
+    ours = classifiers.classifier(model, 2)
     with torch.no_grad():
         theirs.score.weight.copy_(ours.lm_head.weight)
     rows = read_jsonl(tmp_path / "glue/rte.train.jsonl")
@@ -171,7 +171,7 @@ def test_tokens_head_and_steps_are_transformers(kind, data, teachers, tmp_path):
         out = theirs(**{k: v[chosen] for k, v in encoded.items() if k != "token_type_ids"})
         assert batch.y.tolist() == [rows[i]["label"] for i in chosen]
         if step == 0:
-            assert (out.logits - Ensemble([ours])(batch)).abs().max() < 1e-5
+            assert (out.logits - classifiers.Ensemble([ours])(batch)).abs().max() < 1e-5
         optimizer.param_groups[0]["lr"] = optimizer.param_groups[1]["lr"] = 1e-3 * (3 - step) / 3
         optimizer.zero_grad()
         F.cross_entropy(out.logits, batch.y).backward()
@@ -179,7 +179,7 @@ def test_tokens_head_and_steps_are_transformers(kind, data, teachers, tmp_path):
         optimizer.step()
     machine = Machine(torch.device("cpu"), micro_batch=16)
     keeper = TaskKeeper(cfg, machine, texts, examples, "rte", 2)
-    train(cfg, machine, texts, Trainee(Ensemble([ours])), finetune.classification_loss, keeper)
+    train(cfg, machine, texts, Trainee(classifiers.Ensemble([ours])), finetune.classification_loss, keeper)
     norm = theirs.transformer.ln_f if kind == "gpt2" else theirs.model.norm
     assert (ours.lm_head.weight - theirs.score.weight).abs().max() < 1e-5
     assert (ours.model.norm.weight - norm.weight).abs().max() < 1e-5
@@ -190,7 +190,7 @@ def test_tokens_head_and_steps_are_transformers(kind, data, teachers, tmp_path):
     ((200, 0), (128, 0)), ((5, 5), (5, 5))])
 def test_the_longer_text_is_cut_first(lengths, kept):
     a, b = [1] * lengths[0], [2] * lengths[1]
-    assert truncated([a, b], 128) == [1] * kept[0] + [2] * kept[1]
+    assert glue.truncated([a, b], 128) == [1] * kept[0] + [2] * kept[1]
 
 
 def test_truncation_is_transformers(data, teachers, tmp_path):
@@ -201,7 +201,7 @@ def test_truncation_is_transformers(data, teachers, tmp_path):
         a, b = ("the dog sees a cat. " * rng.randrange(1, 9) for _ in range(2))
         length = rng.randrange(2, 60)
         expected = theirs(a, b, truncation=True, max_length=length)["input_ids"]
-        assert truncated([ours.encode(a), ours.encode(b)], length) == expected, (a, b, length)
+        assert glue.truncated([ours.encode(a), ours.encode(b)], length) == expected, (a, b, length)
 
 
 def test_metrics_by_other_formulas():
@@ -243,7 +243,7 @@ def test_lora_adapts_queries_and_values_alone(teachers, tmp_path):
     assert changed == {f"model.layers.{i}.self_attn.{p}_proj.weight" for i in range(2) for p in "qv"}
     for key in changed:  # of rank 4
         assert torch.linalg.matrix_rank(tuned[key] - base[key], tol=1e-5) <= 4
-    layer = finetune.LoRALinear(torch.nn.Linear(8, 6), 2, 16.0, 0.0)
+    layer = classifiers.LoRALinear(torch.nn.Linear(8, 6), 2, 16.0, 0.0)
     torch.nn.init.normal_(layer.b)
     x = torch.randn(3, 8)
     assert torch.allclose(layer(x), F.linear(x, layer.state_dict()["weight"], layer.bias), atol=1e-6)
@@ -254,10 +254,10 @@ def test_an_ensemble_is_trained_as_one_model(teachers, tmp_path):
     cfg = settings(teachers, tmp_path, ckpt=(teachers[1], teachers[2]), keep_model=True)
     finetune.main(cfg)
     members = [load_checkpoint(f"{cfg.out_dir}/rte_12/member_{i}") for i in range(2)]
-    valid, _ = finetune.read_examples(cfg, "rte", "valid", members[0][1], [0, 1])
+    valid, _ = glue.read_examples(cfg, "rte", "valid", members[0][1], [0, 1])
     batch = finetune.to_batch(valid, "cpu")
     with torch.no_grad():
-        z = sum(Ensemble([model])(batch) for model, _, _ in members) / 2
+        z = sum(classifiers.Ensemble([model])(batch) for model, _, _ in members) / 2
     val_ce = results(tmp_path)["rte"]["12"]["val_ce"]
     assert F.cross_entropy(z, batch.y).item() == pytest.approx(val_ce, abs=1e-5)
     for (model, _, _), path in zip(members, cfg.ckpt):  # both have learned
@@ -368,15 +368,15 @@ def test_real_tasks_are_read(teachers, tmp_path, task):
     tokenizer = load_checkpoint(teachers[1])[1]
 
     def lines(split):
-        return sum(len(read_jsonl(file)) for file in finetune.find_files(cfg, task, split))
-    examples, labels = finetune.read_examples(cfg, task, "train", tokenizer)
-    valid, _ = finetune.read_examples(cfg, task, "valid", tokenizer, labels)
+        return sum(len(read_jsonl(file)) for file in glue.find_files(cfg, task, split))
+    examples, labels = glue.read_examples(cfg, task, "train", tokenizer)
+    valid, _ = glue.read_examples(cfg, task, "valid", tokenizer, labels)
     assert len(examples) == lines("train") > 500 and len(valid) == lines("valid") > 50
     assert labels == [0, 1] and max(len(e.ids) for e in examples) <= 32
 
 
 def test_no_text_at_all_still_has_a_last_token(teachers):
-    assert finetune.to_batch([Example([0], 1)], "cpu").last.tolist() == [0]
+    assert finetune.to_batch([glue.Example([0], 1)], "cpu").last.tolist() == [0]
 
 
 def test_what_is_read_and_what_is_reported():
@@ -387,10 +387,10 @@ def test_what_is_read_and_what_is_reported():
     def read(formats, task):
         first, second, _ = formats[task]
         return [first.format(**row), second.format(**row)]
-    assert read(finetune.TASKS, "multirc") == ["Question: Who? Answer: Me", "P"]
-    assert read(finetune.TASKS, "wsc") == ['Does "he" refer to "A" in this passage?', "A ran, he fell"]
-    assert read(finetune.LORA_FORMATS, "multirc") == ["P", "Who? Me"]
-    other = {task: metric for task, (_, _, metric) in finetune.GLUE.items() if metric != "accuracy"}
+    assert read(glue.TASKS, "multirc") == ["Question: Who? Answer: Me", "P"]
+    assert read(glue.TASKS, "wsc") == ['Does "he" refer to "A" in this passage?', "A ran, he fell"]
+    assert read(glue.LORA_FORMATS, "multirc") == ["P", "Who? Me"]
+    other = {task: metric for task, (_, _, metric) in glue.GLUE.items() if metric != "accuracy"}
     assert other == {"cola": "mcc", "mrpc": "f1", "qqp": "f1"}
 
 

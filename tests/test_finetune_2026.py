@@ -17,11 +17,12 @@ from transformers import AutoModel, AutoTokenizer
 
 import prepare
 from helpers import GPT2, edit_json, read_jsonl, real, reseal, run_train, thorough, write_task
+from lib import classifiers, glue
 from lib.checkpoints import find_checkpoint, load_checkpoint, load_ensemble
 from lib.configurator import configure
 from lib.files import read_json, write_json
 from tools import finetune, hf
-from tools.finetune import RULES, FinetuneConfig
+from tools.finetune import FinetuneConfig
 from train import learning_rate
 
 
@@ -127,7 +128,7 @@ def official_run(model, folder, seed, batch_size, epochs, lr, weight_decay):
 
 def our_run(cfg, monkeypatch):
     """The same of ours without dropout in the head, and the head that it began with."""
-    heads, make = [], finetune.mlp_classifier
+    heads, make = [], classifiers.mlp_classifier
 
     def without_dropout(model, n_labels):
         new = make(model, n_labels)
@@ -186,13 +187,13 @@ def test_another_setting_is_another_loss(flag, gaps):
 @pytest.mark.parametrize("rule", thorough([
     dict(padding="right"), dict(reads="first"), dict(last_batch="kept")], sample=1))
 def test_another_rule_is_another_loss(rule, gaps, monkeypatch):
-    monkeypatch.setitem(RULES, "2026", RULES["2026"]._replace(**rule))
+    monkeypatch.setitem(glue.RULES, "2026", glue.RULES["2026"]._replace(**rule))
     assert max(gaps("gpt2", "yes", "2026")) > 5e-3
 
 
 def test_the_head_begins_as_torch_does(models):
     """Uniform up to 1 / sqrt(C), biases too; and has its dropout."""
-    head = finetune.mlp_classifier(load_checkpoint(models["llama"][0])[0], 3).lm_head
+    head = classifiers.mlp_classifier(load_checkpoint(models["llama"][0])[0], 3).lm_head
     for layer, rows in ((head[1], 32), (head[5], 3)):
         values = torch.cat([layer.weight.flatten(), layer.bias])
         assert layer.weight.shape == (rows, 32) and 0.9 < values.abs().max() * 32 ** 0.5 <= 1
@@ -287,11 +288,11 @@ def test_auto_is_as_the_training_text_was(models, tmp_path):
     write_task(tmp_path / "glue", n=2, valid=2)
     for bos, each in (("yes", [tokenizer.bos]), ("no", [])):
         cfg = FinetuneConfig(data=str(tmp_path / "glue"), bos=bos)
-        read, _ = finetune.read_examples(cfg, "rte", "train", tokenizer)
+        read, _ = glue.read_examples(cfg, "rte", "train", tokenizer)
         row = read_jsonl(tmp_path / "glue/rte.train.jsonl")[0]
         a, b = (tokenizer.encode(row[key]) for key in ("sentence1", "sentence2"))
         assert read[0].ids == each + a + each + b
-    assert finetune.truncated([[5, 6, 7]], 3, [1]) == [1, 5, 6]  # a text alone has one <s>, as it is exported
+    assert glue.truncated([[5, 6, 7]], 3, [1]) == [1, 5, 6]  # a text alone has one <s>, as it is exported
 
 
 def test_a_gpt2_cannot_read_beyond_its_positions(models, texts, tmp_path, capsys):
@@ -364,7 +365,7 @@ def test_real_tasks_have_the_counts_of_the_rules(models):
     folder, tokenizer = real("eval2025", "full_eval", "glue_filtered"), load_checkpoint(models["llama"][0])[1]
     cfg = configure(FinetuneConfig, ["--rules=2026", f"--data={folder}"])
     for task, train, valid in (("mrpc", 3668, 204), ("rte", 2490, 139), ("wsc", 554, 52)):
-        texts, labels = finetune.read_examples(cfg, task, "train", tokenizer)
-        others, _ = finetune.read_examples(cfg, task, "valid", tokenizer, labels)
+        texts, labels = glue.read_examples(cfg, task, "train", tokenizer)
+        others, _ = glue.read_examples(cfg, task, "valid", tokenizer, labels)
         assert (len(texts), len(others), labels) == (train, valid, [0, 1])
         assert max(len(text.ids) for text in texts) <= 512

@@ -10,12 +10,13 @@ import torch
 import torch.nn.functional as F
 
 from helpers import ROOT, read_jsonl, real, validations, write_task
+from lib import glue
 from lib.checkpoints import load_checkpoint
 from lib.configurator import configure
 from lib.files import read_json
 from lib.machine import Machine
 from tools import finetune
-from tools.finetune import Example, FinetuneConfig, TaskKeeper
+from tools.finetune import FinetuneConfig, TaskKeeper
 
 AMBIGUOUS, SURFACE_CONTROL = "main_verb_lexical_content_the", "lexical_content_the_control"
 AGREE, DISAGREE = [(1, 1), (0, 0)], [(1, 0), (0, 1)]
@@ -96,7 +97,7 @@ class Answers(torch.nn.Module):
 
 def test_the_choice_sees_all_rows(tmp_path):
     """Of two epochs the one with the better F1 over all rows is kept, though it is worse where it counts."""
-    texts = [Example([1], 1, False), Example([1], 0, False), Example([1], 1, True), Example([1], 0, True)]
+    texts = [glue.Example([1], label, reported) for reported in (False, True) for label in (1, 0)]
     keeper = TaskKeeper(FinetuneConfig(out_dir=str(tmp_path)), Machine(torch.device("cpu")), None, texts,
                         AMBIGUOUS, 2)
     for step, answers in enumerate(([0, 0, 1, 0], [1, 0, 1, 1]), 1):  # F1 2/3 and 4/5; MCC reported 1 and 0
@@ -115,7 +116,7 @@ def test_both_forms_are_read_alike(task, teachers, tmp_path):
         write_msgs(tmp_path / folder, task, names=names, n=3)
     for split in ("train", "valid"):
         one, other = (
-            finetune.read_examples(FinetuneConfig(data=str(tmp_path / folder)), task, split, tokenizer)
+            glue.read_examples(FinetuneConfig(data=str(tmp_path / folder)), task, split, tokenizer)
             for folder in ("a", "b"))
         assert one == other and one[1] == [0, 1]
         assert [example.label for example in one[0]][:6] == [1, 0] * 3
@@ -123,7 +124,7 @@ def test_both_forms_are_read_alike(task, teachers, tmp_path):
     assert [example.reported for example in one[0]] == wanted
     write_msgs(tmp_path / "a", task, names=PUBLISHED)
     with pytest.raises(SystemExit, match="in two places"):
-        finetune.find_files(FinetuneConfig(data=str(tmp_path / "a")), task, "train")
+        glue.find_files(FinetuneConfig(data=str(tmp_path / "a")), task, "train")
 
 
 def test_msgs_has_a_table_of_its_own(capsys):
@@ -139,10 +140,10 @@ def test_msgs_has_a_table_of_its_own(capsys):
 
 def test_the_stand_in_is_read(teachers):
     folder, tokenizer = real("eval", "msgs_standin"), load_checkpoint(teachers[1])[1]
-    for task in finetune.MSGS:
+    for task in glue.MSGS:
         cfg = FinetuneConfig(data=folder)
-        texts, labels = finetune.read_examples(cfg, task, "train", tokenizer)
-        valid, _ = finetune.read_examples(cfg, task, "valid", tokenizer, labels)
+        texts, labels = glue.read_examples(cfg, task, "train", tokenizer)
+        valid, _ = glue.read_examples(cfg, task, "valid", tokenizer, labels)
         counts = (len(texts), len(valid), sum(text.reported for text in valid))
         assert counts == (800, 480 if task.endswith("control") else 720, 240) and labels == [0, 1]
 
@@ -193,9 +194,9 @@ def test_the_papers_table_is_its_config():
     """Baby Llama's table 3: rate, batch, epochs, patience, interval, seed; the controls' are official."""
     cfg = configure(FinetuneConfig, [f"{ROOT}/config/glue/msgs_babyllama.py", "--ckpt=x"])
     finetune.check(cfg)
-    assert set(cfg.tasks) == set(finetune.MSGS) and len(cfg.tasks) == 11
+    assert set(cfg.tasks) == set(glue.MSGS) and len(cfg.tasks) == 11
     short, long = (1e-3, 64, 2, 10, 10, 12), (5e-5, 64, 6, 10, 200, 12)
-    for task, wanted in zip(finetune.MSGS, [short, long, long, long, short, short] +
+    for task, wanted in zip(glue.MSGS, [short, long, long, long, short, short] +
                             [(5e-5, 64, 10, 10, 200, 12)] * 5):
         of = finetune.task_config(cfg, task, "12")
         assert (of.learning_rate, of.batch_size, of.epochs, of.patience, of.eval_interval, of.seed) == wanted

@@ -10,9 +10,10 @@ import pytest
 import distill
 import eval_blimp
 from helpers import distill_config, edit_json, records, reseal, run_train
+from lib import glue
 from lib.checkpoints import find_checkpoint, read_checkpoint_config, weights_sha256
 from lib.files import write_json
-from tools import finetune, plot, study
+from tools import plot, study
 from tools.plot import PlotConfig
 
 pytest.importorskip("matplotlib")
@@ -84,7 +85,7 @@ def write_glue(folder, weights=("w",), texts=("t",), **scores):
 def test_tasks_are_the_means_over_seeds(tmp_path, monkeypatch):
     """In the order of tools.finetune; MSGS in a panel of its own, by its short names."""
     msgs = "main_verb_relative_token_position"
-    monkeypatch.setitem(finetune.TASKS, msgs, ("{sentence}", "", "mcc"))
+    monkeypatch.setitem(glue.TASKS, msgs, ("{sentence}", "", "mcc"))
     a = write_glue(tmp_path / "a", rte=("accuracy", [0.5, 0.75]), **{msgs: ("mcc", [-0.5])},
                    mrpc=("f1", [0.25]), wsc=("accuracy", [1.0]))
     b = write_glue(tmp_path / "b", mrpc=("f1", [0.75]), rte=("accuracy", [0.25]), **{msgs: ("mcc", [1.0])})

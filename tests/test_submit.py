@@ -10,6 +10,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from helpers import edit_json, read_jsonl
+from lib import glue
 from lib.checkpoints import RUN_FILES, find_checkpoint, weights_sha256
 from lib.files import read_json, write_json
 from tools import aoa, compare, finetune, submit
@@ -110,7 +111,7 @@ def write_glue(folder, run, rules, **change):
     """Results as tools.finetune writes them, of two seeds."""
     weights = change.get("weights", weights_sha256(run))
     rng, results = random.Random(1), {}
-    for task in finetune.RULES[rules].tasks:
+    for task in glue.RULES[rules].tasks:
         for seed in ("7", "42"):
             cfg = finetune.task_config(finetune.FinetuneConfig.from_given(rules=rules), task, seed)
             settings = finetune.non_defaults(cfg, (*finetune.NOT_PER_TASK, *finetune.WHERE_AND_HOW))

@@ -32,6 +32,7 @@ from helpers import (
     weights,
     write_task,
 )
+from lib import glue
 from lib.checkpoints import find_checkpoint, load_checkpoint
 from lib.costs import forward_flops, training_flops
 from lib.machine import KINDS, Machine
@@ -276,7 +277,7 @@ def test_fine_tuning_reads_each_text_as_if_alone(data, tmp_path):
     for layer in experts_of(ensemble):
         torch.nn.init.zeros_(layer.router)  # all choose one, whose places would be 1, 3 and 5 here
         torch.nn.init.normal_(layer.experts[0].down_proj.weight)
-    texts = [finetune.Example(list(range(10, 10 + n)), 0) for n in (4, 9, 20)]
+    texts = [glue.Example(list(range(10, 10 + n)), 0) for n in (4, 9, 20)]
     together = ensemble(finetune.to_batch(texts, torch.device("cpu")))
     alone = torch.cat([ensemble(finetune.to_batch([text], torch.device("cpu"))) for text in texts])
     torch.testing.assert_close(together, alone)

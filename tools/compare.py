@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lib import glue
 from lib.configurator import configure, differences, launch, need
 from lib.files import read_json
 from lib.rules import RULES, mean_title, result_name, unit, units
@@ -295,12 +296,11 @@ def read_glue(columns, accuracy=False):
 
 def finetuned_rows(column):
     """(file, task, its reported metric, a seed's results), the tasks in the order of tools.finetune."""
-    from tools import finetune  # here: torch takes a second to import
     for file in (os.path.join(path, "results.json") for path in column if is_finetuned(path)):
-        results = finetune.read_results(file)
-        for task in filter(results.get, finetune.TASKS):
+        results = glue.read_results(file)
+        for task in filter(results.get, glue.TASKS):
             for row in results[task].values():
-                yield file, task, finetune.TASKS[task][2], row
+                yield file, task, glue.TASKS[task][2], row
 
 
 def weights_of(runs):
@@ -326,8 +326,7 @@ def shared_tasks(columns, wanted=()):
 
 
 def task_title(task):
-    from tools import finetune
-    return f"{short(task)}, {finetune.TASKS[task][2]}"
+    return f"{short(task)}, {glue.TASKS[task][2]}"
 
 
 def short(task):

@@ -17,17 +17,15 @@ agree; in the rows of `condition` "test" they do not, and the label is the lingu
 reported, as Matthews' correlation times 100: +100 goes by the linguistic feature, -100 by the surface one.
 The best epoch is chosen on all rows. Controls have one feature alone, and are to be near +100.
 
-The defaults below are those of 2024. Other --rules have others, RULES in the code. Config files and flags win
-over both, and what they change is named where the scores are printed.
+The defaults below are those of 2024. Other --rules have others (RULES in lib/glue.py). Config files and flags
+win over both, and what they change is named where the scores are printed.
 
 Shapes: B texts, T tokens of the longest, C width, K labels.
 """
-import glob
 import json
 import math
 import os
 import pathlib
-import re
 import statistics
 import sys
 from dataclasses import asdict, dataclass, replace
@@ -35,7 +33,6 @@ from typing import Literal, NamedTuple, get_type_hints
 
 import numpy as np
 import torch
-import torch.nn as nn
 import torch.nn.functional as F
 
 from eval_blimp import add_predictions, read_predictions
@@ -47,12 +44,14 @@ from lib.checkpoints import (
     save_checkpoint,
     weights_sha256,
 )
+from lib.classifiers import Ensemble, add_lora, classifier, mlp_classifier
 from lib.configurator import check_seeds, checked, differences, launch, need, non_defaults, parsed
-from lib.files import check_writable, lock, parse_json, read_json, regular, sha256, write_json, write_lines
+from lib.files import check_writable, lock, parse_json, read_json, sha256, write_json, write_lines
+from lib.glue import GLUE, MSGS, RULES, TASKS, TRAIN_TEXTS, find_files, read_examples, read_results
 from lib.machine import start_machine
 from lib.runs import Keeper
 from lib.scoring import added_bos
-from model import Experts, LanguageModel
+from model import Experts
 from train import LoopConfig, Trainee, check_loop_config, train
 
 
@@ -61,7 +60,7 @@ class FinetuneConfig(LoopConfig):
     rules: Literal["2023", "2024", "2025", "2026"] = "2024" # whose head, tokens, batches, choice of the best
     ckpt: tuple[str, ...] = ()     # run or checkpoint folder; several: trained as one, of averaged logits
     data: str = "glue_filtered"    # folder of <task>.train.jsonl and <task>.valid.jsonl, or one for each task
-    #                                the names of 2023 and of MSGS itself, too (`places` in the code)
+    #                                the names of 2023 and of MSGS itself, too (`places` in lib/glue.py)
     tasks: tuple[str, ...] = ()    # cola sst2 mrpc qqp mnli (mnli-mm with it; 2023: alone) qnli rte boolq
     #                                multirc wsc; MSGS's, such as main_verb_control
     per_task: tuple[str, ...] = () # "rte --epochs=3 --batch_size=2": what holds for one task alone
@@ -96,64 +95,6 @@ class FinetuneConfig(LoopConfig):
         settings = RULES[given.get("rules", cls.rules)].settings
         by_task = [line for line in settings.get("per_task", ()) if not any(f"--{k}=" in line for k in given)]
         return cls(**{**settings, **given, "per_task": (*by_task, *given.get("per_task", ()))})
-
-
-# task: (first text, second text, metric that is reported), texts as templates over a line's fields
-GLUE = {
-    "cola": ("{sentence}", "", "mcc"),
-    "sst2": ("{sentence}", "", "accuracy"),
-    "mrpc": ("{sentence1}", "{sentence2}", "f1"),
-    "qqp": ("{question1}", "{question2}", "f1"),
-    "mnli": ("{premise}", "{hypothesis}", "accuracy"),
-    "mnli-mm": ("{premise}", "{hypothesis}", "accuracy"),
-    "qnli": ("{question}", "{sentence}", "accuracy"),
-    "rte": ("{sentence1}", "{sentence2}", "accuracy"),
-    "boolq": ("{question}", "{passage}", "accuracy"),
-    "multirc": ("Question: {question} Answer: {answer}", "{paragraph}", "accuracy"),
-    "wsc": ('Does "{span2_text}" refer to "{span1_text}" in this passage?', "{text}", "accuracy"),
-}
-MSGS = dict.fromkeys((
-    "control_raising_lexical_content_the", "control_raising_relative_token_position",
-    "main_verb_lexical_content_the", "main_verb_relative_token_position",
-    "syntactic_category_lexical_content_the", "syntactic_category_relative_position",
-    "control_raising_control", "lexical_content_the_control", "main_verb_control",
-    "relative_position_control", "syntactic_category_control"), ("{sentence}", "", "mcc"))
-TASKS = GLUE | MSGS
-LORA_FORMATS = {
-    "multirc": ("{paragraph}", "{question} {answer}", "accuracy"),
-    "wsc": ("{text}", 'Does "{span2_text}" refer to "{span1_text}"?', "accuracy"),
-}
-
-# what --rules=2025 and 2026 say where the user says nothing
-SINCE_2025 = dict(
-    tasks=("boolq", "mnli", "mrpc", "multirc", "qqp", "rte", "wsc"), seeds=("42",), max_length=512,
-    learning_rate=3e-5, warmup_share=0.06, warmup_from_0=True, schedule="cosine", min_lr_share=0.1,
-    weight_decay=0.01, decay_all=True, grad_clip=0.0, epochs=10, batch_size=32, patience=0,
-    per_task=("boolq --batch_size=16", "multirc --batch_size=16", "wsc --epochs=30"))
-TRAIN_TEXTS = dict(mnli=10_000, qqp=10_000)  # since 2025, drawn by the organisers
-
-
-class Rules(NamedTuple):
-    head: str        # "linear", without bias, or "mlp"
-    reads: str       # the "first" token's final hidden state, or the "last" one's
-    padding: str     # "left": GPT-2's positions count the padding before a text
-    last_batch: str  # of an epoch, where it is not whole: "kept" or "dropped"
-    best_by: str     # "f1" of two labels, accuracy of three; or the score that is "reported"
-    last_step: str   # "validated", or not ("skipped") where it is no multiple of eval_interval
-    mismatched: str  # mnli-mm: "trained" for itself, "scored" with mnli's model, or "left out"
-    tasks: tuple     # whose mean is the score
-    settings: dict   # that are not the defaults
-
-
-RULES = {
-    "2023": Rules("linear", "last", "right", "kept", "f1", "skipped", "trained", tuple(GLUE),
-                  dict(eval_interval=200, patience=10)),
-    "2024": Rules("linear", "last", "right", "kept", "f1", "validated", "scored", tuple(GLUE), {}),
-    "2025": Rules("mlp", "first", "right", "dropped", "reported", "validated", "left out",
-                  SINCE_2025["tasks"], SINCE_2025),
-    "2026": Rules("mlp", "last", "left", "dropped", "reported", "validated", "left out",
-                  SINCE_2025["tasks"], SINCE_2025),
-}
 
 
 def main(cfg):
@@ -319,20 +260,6 @@ def origin_of(cfg, task):
         files += find_files(cfg, name, "valid")
     inputs = dict(weights=list(map(weights_sha256, cfg.ckpt)), texts=list(map(sha256, files)))
     return dict(settings=non_defaults(cfg, ignore=(*NOT_PER_TASK, *WHERE_AND_HOW)), inputs_sha256=inputs)
-
-
-def read_results(path):
-    """task -> seed -> origin and scores, as far as there are any."""
-    results = read_json(path) if os.path.isfile(path) else {}
-    try:
-        for task, rows in results.items():
-            for row in rows.values():
-                float(row[TASKS[task][2]]), float(row["accuracy"])
-                if "identity_sha256" not in row:
-                    row["settings"].keys(), row["inputs_sha256"]["weights"], row["inputs_sha256"]["texts"]
-    except (KeyError, TypeError, AttributeError, ValueError):
-        sys.exit(f"error: {path} is damaged; repair it, or name another --out_dir")
-    return results
 
 
 def without_result(plan, results, path):
@@ -518,100 +445,11 @@ def new_ensemble(cfg, n_labels, device):
     return Ensemble(models, rules.padding)
 
 
-def classifier(model, n_labels):
-    """A language model with a new head of `n_labels` rows in the place of its own; its body is kept."""
-    new = LanguageModel(replace(model.cfg, n_labels=n_labels, tie_weights=False))
-    new.model = model.model
-    return new.train()
-
-
-def mlp_classifier(model, n_labels):
-    """The same with the head of 2025 and 2026; its norms have no weights."""
-    C = model.cfg.n_embd
-    model.lm_head = nn.Sequential(
-        nn.LayerNorm(C, elementwise_affine=False), nn.Linear(C, C), nn.GELU(),
-        nn.LayerNorm(C, elementwise_affine=False), nn.Dropout(0.1), nn.Linear(C, n_labels))
-    return model.train()
-
-
-class Ensemble(nn.Module):
-    """Classifiers as one: the mean of their logits."""
-
-    def __init__(self, models, padding="right"):
-        super().__init__()
-        self.models, self.padding = nn.ModuleList(models), padding
-
-    def forward(self, batch):
-        """(B, K), of the last token of each text; by the rules of 2025 texts were cut to their first."""
-        rows = torch.arange(len(batch.x), device=batch.x.device)
-        shifted = after_padding(batch) if self.padding == "left" else None
-        members = []
-        for m in self.models:
-            positions = shifted if m.cfg.arch == "gpt2" else None  # a Llama knows distances alone
-            members.append(m.lm_head(m.model(batch.x, positions)[rows, batch.last]).float())
-        return sum(members) / len(members)
-
-
-def after_padding(batch):
-    """(B, T), the positions of tokens that stand behind their text's padding: transformers' GPT-2 counts from
-    the start of the padded row, so the longest text of a batch shifts the others."""
-    T = batch.x.shape[1]
-    padding = T - 1 - batch.last  # (B,)
-    return (torch.arange(T, device=batch.x.device) + padding[:, None]).clamp(max=T - 1)
-
-
 def classification_loss(trainee, batch):
     return F.cross_entropy(trainee.student(batch), batch.y), {}
 
 
-class LoRALinear(nn.Linear):
-    """A frozen linear layer and an adapter: x W^T + (alpha / r) dropout(x) A^T B^T, with A (r, in) and
-    B (out, r). Its state_dict has the sum as `weight`, so that checkpoints are plain ones."""
-
-    def __init__(self, base, rank, alpha, dropout):
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = base.in_features, base.out_features
-        self.weight, self.bias = base.weight, base.bias
-        self.a = nn.Parameter(torch.empty(rank, base.in_features, device=base.weight.device))
-        self.b = nn.Parameter(torch.zeros(base.out_features, rank, device=base.weight.device))
-        nn.init.kaiming_uniform_(self.a, a=math.sqrt(5))  # as PEFT does
-        self.scale, self.drop = alpha / rank, nn.Dropout(dropout)
-
-    def forward(self, x):
-        y = F.linear(x, self.weight, self.bias)
-        return y + F.linear(F.linear(self.drop(x), self.a), self.b) * self.scale
-
-    def _save_to_state_dict(self, destination, prefix, keep_vars):
-        destination[prefix + "weight"] = (self.weight + self.scale * self.b @ self.a).detach()
-        if self.bias is not None:
-            destination[prefix + "bias"] = self.bias.detach()
-
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        with torch.no_grad():
-            self.weight.copy_(state_dict[prefix + "weight"])  # has the adapter in it
-            self.b.zero_()
-            if self.bias is not None:
-                self.bias.copy_(state_dict[prefix + "bias"])
-
-
-def add_lora(model, cfg):
-    """Freeze all but the head, and adapt what PEFT does by default: queries and values; GPT-2's keys too,
-    which are fused with them there (in PEFT the three share one A)."""
-    model.model.requires_grad_(False)
-    names = ("q_proj", "v_proj") if model.cfg.arch == "llama" else ("q_proj", "k_proj", "v_proj")
-    for layer in model.model.layers:
-        for name in names:
-            base = getattr(layer.self_attn, name)
-            setattr(layer.self_attn, name, LoRALinear(base, cfg.lora_rank, cfg.lora_alpha, cfg.lora_dropout))
-
-
 # --- the texts ------------------------------------------------------------------------------------
-
-class Example(NamedTuple):
-    ids: list
-    label: int             # place among the labels
-    reported: bool = True  # counts for the score; MSGS: where the two features disagree
-
 
 class ExampleBatch(NamedTuple):
     x: torch.Tensor     # (B, T) token ids, padded on the right, which a causal model does not see
@@ -656,102 +494,6 @@ def to_batch(examples, device):
         row[:len(e.ids)] = torch.tensor(e.ids)
     last = torch.tensor([len(e.ids) - 1 for e in examples])
     return ExampleBatch(x.to(device), last.to(device), torch.tensor([e.label for e in examples]).to(device))
-
-
-def find_files(cfg, task, split):
-    """A task's texts: a file in one of its places, or several parts."""
-    found = [files for place in places(task, split)
-             if (files := sorted(glob.glob(os.path.join(glob.escape(cfg.data), place))))]
-    if len(found) > 1:
-        sys.exit(f"error: {task}'s {split} texts are in two places, {found[0][0]} and {found[1][0]}; "
-                 "leave one")
-    return found[0] if found else []
-
-
-def places(task, split):
-    """Where texts may be in the data folder: <task>.<split>.jsonl or parts of it, since 2024; the names of
-    2023; each also in the task's subfolder, and there what MSGS was published as. mnli-mm learns mnli's."""
-    validation_2023 = {"mnli": "mnli.validation_matched.json", "mnli-mm": "mnli.validation_mismatched.json"}
-    if split == "train":
-        task = task.removesuffix("-mm")
-        name_2023, name_published = f"{task}.train.json", "train.jsonl"
-    else:
-        name_2023, name_published = validation_2023.get(task, f"{task}.validation.json"), "test.jsonl"
-    names = [f"{task}.{split}.jsonl", f"{task}.{split}.*.jsonl", name_2023]
-    published = [f"{task}/{name_published}"] if task in MSGS else []
-    return names + [f"{task}/{name}" for name in names] + published
-
-
-def read_examples(cfg, task, split, tokenizer, labels=None):
-    """A task's texts as tokens, and its labels (those of the training texts, sorted)."""
-    files = find_files(cfg, task, split)
-    if not files:
-        sys.exit(f"error: no {task}.{split}.jsonl in '{cfg.data}', nor another of "
-                 + ", ".join(places(task, split)))
-    first, second, _ = (LORA_FORMATS if cfg.formats == "lora" else {}).get(task, TASKS[task])
-    bos = [tokenizer.bos] if cfg.bos == "yes" else []
-    rows = [row for file in files for row in read_rows(file, (first, second), tokenizer, cfg.max_length, bos)]
-    if RULES[cfg.rules].reads == "first":  # which does not see the others
-        rows = [(ids[:1], *rest) for ids, *rest in rows]
-    if not rows:
-        sys.exit(f"error: {files[0]} is empty")
-    if split == "valid" and not any(reported for _, _, reported in rows):
-        sys.exit(f"error: {files[0]}: no row has the condition 'test', of which the score is")
-    try:
-        labels = sorted({label for _, label, _ in rows}) if labels is None else labels
-    except TypeError:
-        sys.exit(f"error: {files[0]}: labels of several types")
-    unknown = [label for _, label, _ in rows if label not in labels]
-    if unknown:
-        sys.exit(f"error: {files[0]}: label {unknown[0]!r} is not one of the training texts' {labels}")
-    most = 3 if task.startswith("mnli") else 2  # neutral, beside true and false
-    if not 2 <= len(labels) <= most:
-        some = ", ".join(map(str, labels[:5]))
-        sys.exit(f"error: {files[0]}: {len(labels)} labels ({some}), {task} has {most}")
-    return [Example(ids, labels.index(label), reported) for ids, label, reported in rows], labels
-
-
-def read_rows(file, templates, tokenizer, max_length, bos):
-    """(tokens, label, whether it is reported) of each line."""
-    rows, fields = [], re.findall(r"{(\w+)}", "".join(templates))
-    with open(regular(file), "rb") as f:
-        for n, line in enumerate(f):
-            try:
-                row = parse_json(line)
-                for name in fields:
-                    if not isinstance(row[name], str):
-                        raise TypeError(f"{name} is {row[name]!r}")
-                label = label_of(row)
-                if not isinstance(label, (int, str)):
-                    raise TypeError(f"label is {label!r}")
-                texts = [tokenizer.encode(template.format(**row)) for template in templates if template]
-                ids = truncated(texts, max_length, bos) or [tokenizer.pad or 0]
-                rows.append((ids, label, row.get("condition", "test") == "test"))
-            except KeyError as e:
-                sys.exit(f"error: {file}, line {n + 1}: no field {e}")
-            except (ValueError, TypeError, RuntimeError) as e:
-                sys.exit(f"error: {file}, line {n + 1}: not a text with a label in JSON ({e})")
-    return rows
-
-
-def label_of(row):
-    """MSGS as it was published has a label for each feature: the linguistic one counts, and where there is
-    none (the controls of surface features) the surface one."""
-    if "label" in row or "linguistic_feature_label" not in row:
-        return row["label"]
-    linguistic = row["linguistic_feature_label"]
-    return row["surface_feature_label"] if linguistic is None else linguistic
-
-
-def truncated(texts, length, bos=()):
-    """One or two lists of tokens as one of at most `length`, with `bos` before each. What is too much is
-    taken from the end of the longer list first."""
-    a, b = texts if len(texts) == 2 else (texts[0], [])
-    room = length - len(texts) * len(bos)
-    if len(a) + len(b) > room:
-        short = min(len(a), len(b), room // 2)
-        a, b = (a[:room - short], b[:short]) if len(a) > len(b) else (a[:short], b[:room - short])
-    return [*bos, *a, *bos, *b] if len(texts) == 2 else [*bos, *a]
 
 
 # --- what is written ------------------------------------------------------------------------------

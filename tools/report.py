@@ -17,6 +17,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from eval_blimp import texts_sha256
+from lib import glue
 from lib.charts import Line, line_chart, violins
 from lib.checkpoints import load_ensemble, run_folder
 from lib.configurator import configure, launch
@@ -29,7 +30,7 @@ from lib.rules import RULES, result_name
 from lib.scoring import Candidate
 from lib.tasks import read_items
 from sample import SampleConfig, first_token, generate
-from tools import finetune, submit
+from tools import submit
 from tools.compare import is_finetuned, read_glue, read_results
 from tools.plot import validated_on
 
@@ -210,8 +211,8 @@ def read_scores(cfg, path):
     if cfg.glue and not is_finetuned(cfg.glue):
         sys.exit(f"error: no {os.path.join(cfg.glue, 'results.json')}; make it with tools.finetune "
                  f"--ckpt={path} --out_dir={cfg.glue}")
-    glue = read_glue([[path, cfg.glue]])[0] if cfg.glue else {}
-    return Scores(folders, reading, aoa, summaries, glue)
+    tuned = read_glue([[path, cfg.glue]])[0] if cfg.glue else {}
+    return Scores(folders, reading, aoa, summaries, tuned)
 
 
 def read_folders(file):
@@ -272,8 +273,8 @@ def benchmarks(scores, rules):
     if scores.aoa[rules]:
         values["AoA"] = 100 * scores.aoa[rules]["score"], None
     tuned = scores.glue.get(rules, {})
-    if tuned and all(task in tuned for task in finetune.RULES[rules].tasks):
-        values["GLUE"] = np.mean([np.mean(tuned[task]) for task in finetune.RULES[rules].tasks]), None
+    if tuned and all(task in tuned for task in glue.RULES[rules].tasks):
+        values["GLUE"] = np.mean([np.mean(tuned[task]) for task in glue.RULES[rules].tasks]), None
     return values
 
 

@@ -29,6 +29,7 @@ from typing import Literal, NamedTuple
 
 from distill import Teacher
 from eval_blimp import EvalConfig, preferred, read_folders, score_items, summary
+from lib import glue
 from lib.checkpoints import find_checkpoint, load_ensemble, run_folder, weights_sha256
 from lib.configurator import differences, launch
 from lib.files import check_writable, lock, read_json, sha256, write_json, write_lines
@@ -148,7 +149,7 @@ def main(cfg):
     full = zero_shot(cfg, "main", best, missing)
     fast = {step: zero_shot(cfg, step, os.path.join(run, step), missing) for step in kept}
     learned = age_of_acquisition(cfg, run, kept, missing)
-    tuned = glue(cfg, weights_sha256(best), missing)
+    tuned = finetuned(cfg, weights_sha256(best), missing)
     write_tree(cfg, {"main": full, **fast}, learned, tuned, collated)
     write_json(collated, hand_in(cfg, full, [fast.get(step, {}) for step in steps], learned, tuned))
     result = dict(rules=cfg.rules, track=cfg.track, name=model_name(cfg), weights_sha256=weights_sha256(best),
@@ -314,10 +315,10 @@ def age_of_acquisition(cfg, run, kept, missing):
             "complete": complete}
 
 
-def glue(cfg, weights, missing):
+def finetuned(cfg, weights, missing):
     """{task: scores and predictions} of what was fine-tuned from these weights by these rules; of the
     official seed if that is there."""
-    every, results = finetune.read_results(os.path.join(cfg.glue, "results.json")), {}
+    every, results = glue.read_results(os.path.join(cfg.glue, "results.json")), {}
     for task, size in GLUE_SIZES.items():
         rows = {seed: row for seed, row in every.get(task, {}).items() if row.get("rules") == cfg.rules
                 and row["inputs_sha256"]["weights"] == [weights]}
@@ -425,7 +426,7 @@ def scores_and_means(cfg, full, learned, tuned):
         scores["aoa"] = Score(100 * learned["score"], None, learned["n_words"], learned["complete"])
     for task, result in tuned.items():
         rows = result["predictions"][task]["predictions"]
-        scores[task] = Score(100 * result[finetune.TASKS[task][2]], None, len(rows), result["complete"])
+        scores[task] = Score(100 * result[glue.TASKS[task][2]], None, len(rows), result["complete"])
     benchmarks, official = {}, {}
     for title, keys in BENCHMARKS[cfg.rules].items():
         there = [scores[key] for key in keys if key in scores]

@@ -34,6 +34,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from distill import DistillConfig
+from lib import glue
 from lib.checkpoints import find_checkpoint, load_ensemble, read_checkpoint_config
 from lib.configurator import ROOT, configure, launch, need, read_config_file
 from lib.files import git_revision, parse_json, regular, write_lines
@@ -143,7 +144,7 @@ class Goal(NamedTuple):
 def goal_of(cfg):
     if not (task := task_of(cfg)):
         return Goal("val_ce", "val_ce", "minimize", "validation loss")
-    metric = finetune.TASKS[task][2]
+    metric = glue.TASKS[task][2]
     return Goal(metric, "val_loss", "maximize", f"{task}'s {metric}")
 
 
@@ -157,7 +158,7 @@ def by_task(cfg):
     sweeps = []
     for task in dict.fromkeys(filter(None, task_of(cfg).split(","))):
         own = [line.split(maxsplit=1)[-1] for line in cfg.priors if line.split()[:1] == [task]]
-        others = {"", *finetune.TASKS, *(line.split()[0] for line in own)}
+        others = {"", *glue.TASKS, *(line.split()[0] for line in own)}
         shared = [line for line in cfg.priors if (line.split() or [""])[0] not in others]
         sweeps.append(replace(
             cfg, run=f"{cfg.run} --tasks={task}", priors=(*shared, *own),
