@@ -3,8 +3,10 @@ import contextlib
 import json
 import os
 import random
+import socket
 import subprocess
 import sys
+import traceback
 
 import numpy as np
 import pytest
@@ -78,13 +80,26 @@ def start_torchrun(script, *args, ranks=2, options=(), **popen):
                             env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
-def torchrun(script, data, out, ranks=2, **change):
-    """The same, to its end, which must be a good one: what it printed."""
-    settings = {**TINY, **change, "data_dir": data, "out_dir": out}
-    child = start_torchrun(script, *flags_of(settings), ranks=ranks)
-    stdout, stderr = child.communicate()
-    assert child.returncode == 0, stderr[-3000:]
-    return stdout
+def run_ranks(work, ranks=2):
+    """work() by several ranks, all of them to a good end: what torchrun does, in processes forked from this
+    one, which has imported torch."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    children = []
+    for rank in range(ranks):
+        children.append(os.fork())
+        if children[-1] == 0:
+            try:
+                os.environ.update(RANK=str(rank), WORLD_SIZE=str(ranks), MASTER_ADDR="127.0.0.1",
+                                  MASTER_PORT=str(port))
+                work()
+                os._exit(0)
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)  # come what may: there is a second pytest in here
+    assert [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children] == [0] * ranks
 
 
 class GraphOnCPU:

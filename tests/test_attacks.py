@@ -22,10 +22,10 @@ from helpers import (
     flags_of,
     records,
     reseal,
+    run_ranks,
     run_train,
     start_torchrun,
     thorough,
-    torchrun,
     train_config,
     weights,
 )
@@ -162,11 +162,11 @@ def test_torchrun_and_its_ranks_are_signalled_at_once(data, tmp_path):
 
 @pytest.mark.thorough
 def test_four_ranks_resume_to_the_same_bits(data, tmp_path):
-    change = dict(ranks=4, max_iters=6, eval_interval=3, micro_batch_size=1)
-    torchrun("train.py", data, tmp_path / "whole", **change)
+    change = dict(max_iters=6, eval_interval=3, micro_batch_size=1)
+    run_ranks(lambda: run_train(data, tmp_path / "whole", **change), ranks=4)
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut" / "ckpt_6")
-    torchrun("train.py", data, tmp_path / "cut", resume=True, **change)
+    run_ranks(lambda: run_train(data, tmp_path / "cut", resume=True, **change), ranks=4)
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     whole, cut = ([(r["step"], r["loss"], r["grad_norm"]) for r in records(tmp_path / name)]
                   for name in ("whole", "cut"))

@@ -1,5 +1,4 @@
 """What a GPU needs of the loop, tested without one: nothing that waits, graphs of fixed shapes."""
-import os
 from functools import partial
 from unittest import mock
 
@@ -12,14 +11,13 @@ import lib.machine
 import train
 from helpers import (
     GPT2,
-    ROOT,
     assert_same_log,
     distill_config,
     graphs_on_cpu,
     records,
     run_distill,
+    run_ranks,
     run_train,
-    torchrun,
     train_config,
 )
 from lib.machine import Machine
@@ -101,16 +99,12 @@ def test_graphs_change_nothing(data, teachers, tmp_path, monkeypatch, case):
     assert len(graphs) == 2 + 2 * len(paths) and all(g.replays >= replays for g in graphs[:-2:2])
 
 
-@pytest.mark.thorough
 def test_ranks_with_graphs(data, tmp_path):
     """Gradients that DDP does not see are averaged after the step's last replay."""
-    script = tmp_path / "train_with_graphs.py"
-    script.write_text(f"import sys; sys.path[:0] = [{os.path.join(ROOT, 'tests')!r}]\n"
-                      "import helpers, train\n"
-                      "from lib.configurator import launch\n"
-                      "helpers.graphs_on_cpu()\n"
-                      "launch(train.main, train.TrainConfig)\n")
-    torchrun(script, data, tmp_path / "graphs", micro_batch_size=2)
+    def with_graphs():
+        graphs_on_cpu()
+        run_train(data, tmp_path / "graphs", micro_batch_size=2)
+    run_ranks(with_graphs)
     run_train(data, tmp_path / "plain")
 
     assert_same_log(tmp_path / "plain", tmp_path / "graphs", ["loss", "grad_norm", "val_ce"], rel=1e-4)

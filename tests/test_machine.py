@@ -27,11 +27,11 @@ from helpers import (
     flags_of,
     records,
     run_distill,
+    run_ranks,
     run_train,
     saved_state,
     start_torchrun,
     thorough,
-    torchrun,
     train_config,
     weights,
     write_pairs,
@@ -335,7 +335,7 @@ def test_mps_is_one_rank(data, tmp_path, monkeypatch):
 @pytest.mark.thorough
 def test_two_agents_of_torchrun_are_two_ranks(data, tmp_path):
     """As on two machines, one rank each: the same bits as two ranks on one."""
-    torchrun("train.py", data, tmp_path / "one", dropout=0.1)
+    run_ranks(lambda: run_train(data, tmp_path / "one", dropout=0.1))
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         port = s.getsockname()[1]

@@ -21,10 +21,10 @@ from helpers import (
     distill_config,
     records,
     run_distill,
+    run_ranks,
     run_train,
     saved_state,
     thorough,
-    torchrun,
     train_config,
     validations,
     weights,
@@ -230,7 +230,7 @@ def test_two_ranks_contrast_as_one_that_accumulates(data, teachers, tmp_path):
     """A projection's gradient crosses ranks as the student's does."""
     settings = dict(teachers=teachers[:2], contrastive=0.5, n_pairs=4, n_embd=48, micro_batch_size=4,
                     max_iters=20)
-    torchrun("distill.py", data, tmp_path / "two", **settings)
+    run_ranks(lambda: run_distill(data, tmp_path / "two", **settings))
     run_distill(data, tmp_path / "one", **settings)
     one, two = ([record["loss"] for record in records(tmp_path / name)[1:]] for name in ("one", "two"))
     assert one == pytest.approx(two, rel=1e-4)
@@ -360,8 +360,9 @@ def test_steps_alternate_and_resume(data, teachers, generator, tmp_path, monkeyp
 def test_two_ranks_alternate(data, teachers, generator, tmp_path):
     """Parameters without a gradient, in DDP: each side keeps still while the other moves."""
     for steps in (2, 4, 6):
-        torchrun("distill.py", data, tmp_path / str(steps), teachers=teachers[:2], generator=generator,
-                 generator_steps=2, student_steps=2, max_iters=steps, eval_interval=steps)
+        run_ranks(lambda: run_distill(
+            data, tmp_path / str(steps), teachers[:2], generator=generator, generator_steps=2,
+            student_steps=2, max_iters=steps, eval_interval=steps))
     two, four = weights(tmp_path / "2"), weights(tmp_path / "4")
     assert_same(two, fresh_model(data).state_dict())
     assert not torch.equal(four["lm_head.weight"], two["lm_head.weight"])

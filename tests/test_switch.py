@@ -24,9 +24,9 @@ from helpers import (
     records,
     reseal,
     run_distill,
+    run_ranks,
     run_train,
     thorough,
-    torchrun,
     train_config,
     validations,
     weights,
@@ -345,7 +345,7 @@ def test_resume_is_the_same_run_bit_for_bit(data, tmp_path, monkeypatch, change)
 @pytest.mark.thorough
 def test_two_ranks_equal_one(data, tmp_path):
     run_train(data, tmp_path / "one", **SWITCH)
-    torchrun("train.py", data, tmp_path / "two", micro_batch_size=2, **SWITCH)
+    run_ranks(lambda: run_train(data, tmp_path / "two", micro_batch_size=2, **SWITCH))
     assert_same_log(tmp_path / "one", tmp_path / "two", PARTS, rel=1e-3)
     assert_same(weights(tmp_path / "one"), weights(tmp_path / "two"), rtol=1e-3, atol=1e-3)
 

@@ -19,7 +19,7 @@ from helpers import (
     assert_same_log,
     distill_config,
     run_distill,
-    torchrun,
+    run_ranks,
     weights,
 )
 from lib import teacher_cache
@@ -91,7 +91,7 @@ def test_cached_teachers_train_the_same_student(data, teachers, cache, tmp_path,
 @pytest.mark.thorough
 def test_two_ranks_share_a_cache(data, teachers, tmp_path):
     run_distill(data, tmp_path / "one", teachers[:2], teacher_cache=str(tmp_path / "a"))
-    torchrun("distill.py", data, tmp_path / "two", teachers=teachers[:2], teacher_cache=tmp_path / "b")
+    run_ranks(lambda: run_distill(data, tmp_path / "two", teachers[:2], teacher_cache=str(tmp_path / "b")))
     assert_same_log(tmp_path / "one", tmp_path / "two", ["loss"], rel=1e-4)
 
 

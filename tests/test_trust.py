@@ -37,11 +37,11 @@ from helpers import (
     records,
     reseal,
     run_distill,
+    run_ranks,
     run_train,
     saved_state,
     start_torchrun,
     thorough,
-    torchrun,
     train_config,
     validations,
     weights,
@@ -198,7 +198,7 @@ def test_two_ranks_killed_and_resumed(data, teachers, tmp_path, number, lines):
     """torchrun, so many lines into the log; SIGTERM saves on all ranks at one step."""
     cut = tmp_path / "cut"
     settings = {**STEPS, "teachers": teachers[:2], "dropout": 0.1, "micro_batch_size": 2, "dtype": "bfloat16"}
-    torchrun("distill.py", data, tmp_path / "whole", **settings)
+    run_ranks(lambda: run_distill(data, tmp_path / "whole", **settings))
     child = start_torchrun("distill.py", *flags_of({**TINY, **settings, "data_dir": data, "out_dir": cut}),
                            start_new_session=True, stdout=subprocess.DEVNULL)
     log = cut / "metrics.jsonl"
@@ -209,7 +209,7 @@ def test_two_ranks_killed_and_resumed(data, teachers, tmp_path, number, lines):
     child.communicate()
     if not list(cut.glob("ckpt_?")):
         pytest.skip("killed before the first checkpoint")
-    torchrun("distill.py", data, cut, resume=True, **settings)
+    run_ranks(lambda: run_distill(data, cut, resume=True, **settings))
     assert_same_run(tmp_path / "whole", cut)
 
 
