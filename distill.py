@@ -116,9 +116,9 @@ def distillation_loss(z_s, z_t, y, alpha, temperature, kl_weight=1):
     """alpha CE(y, z_s) + (1 - alpha) T^2 KL(softmax(z_t / T) || softmax(z_s / T)).
 
     z_s, z_t (N, V): logits of the student and of the averaged teachers; y (N,) the targets; T the
-    temperature. Both terms are means per token: Baby Llama's equation 1 as it reads. With kl_weight
-    = seq_len KL is a sum over a chunk's positions and a mean over chunks: KLDivLoss's 'batchmean' in
-    the published code. Returns the loss, and CE and KL to log, both in nats per token.
+    temperature. Both terms are means per token: BabyLlama-2's equation 1 (Baby Llama's prints no T^2).
+    With kl_weight = seq_len KL is a sum over a chunk's positions and a mean over chunks: KLDivLoss's
+    'batchmean' in the published code. Returns the loss, and CE and KL to log, both in nats per token.
     """
     z_s, z_t = z_s.float(), z_t.float()
     ce = mean_nll(z_s, y)

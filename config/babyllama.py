@@ -1,4 +1,4 @@
-# Baby Llama (BabyLM 2023; Baby Llama, section 3 and Table 1): 58,343,936 parameters from two teachers.
+# Baby Llama (BabyLM 2023; Baby Llama, section 2 and Table 1): 58,343,936 parameters from two teachers.
 #   torchrun --nproc_per_node=4 train.py config/gpt2_705m.py
 #   torchrun --nproc_per_node=4 train.py config/llama_360m.py
 #   torchrun --nproc_per_node=4 distill.py config/babyllama.py

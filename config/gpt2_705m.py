@@ -1,4 +1,4 @@
-# GPT2-705M, a teacher of Baby Llama (section 3): 704,928,768 parameters.
+# GPT2-705M, a teacher of Baby Llama (section 2): 704,928,768 parameters.
 #   torchrun --nproc_per_node=4 train.py config/gpt2_705m.py
 # The paper's run took about 12 hours on one RTX 3090. Paper: 6 epochs, batches of 256, 200 warm-up steps, as
 # here; the published code: 4 epochs, 128, 300, and random offsets.

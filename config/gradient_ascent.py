@@ -1,5 +1,5 @@
 # Gradient ascent post-training (Baby Llama, appendix B, after Yoon et al. 2023): 15 to 100 steps up the loss,
-# one chunk at a time. last.json names the weights after the last step; best.json those before the loss rose.
+# one chunk at a time. best.json names the least loss of steps 5, 10 and 15, last.json the last step.
 #   python train.py config/gpt2_10m.py config/gradient_ascent.py --init_from=out/gpt2_10m \
 #       --out_dir=out/gpt2_10m_ascent
 ascent = True

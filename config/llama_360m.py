@@ -1,4 +1,4 @@
-# Llama-360M, a teacher of Baby Llama (section 3): 359,973,888 parameters.
+# Llama-360M, a teacher of Baby Llama (section 2): 359,973,888 parameters.
 #   torchrun --nproc_per_node=4 train.py config/llama_360m.py
 # The paper's run took about 2 hours on one RTX 3090. Paper: 200 warm-up steps, chunks of 256, as here;
 # the published code: 300 steps, chunks of 128, each shifted by a random offset (random_offset = True).

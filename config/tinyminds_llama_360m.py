@@ -1,6 +1,6 @@
 # Llama-360M by the recipe of Teaching Tiny Minds (Table 1), a teacher of its ContrastiveLlama: 359,973,888
-# parameters. config/llama_360m.py follows Baby Llama's text; 300 warm-up steps and chunks of 128 are those of
-# its published code, whose hyper-parameters Tiny Minds says it took (the table gives no length of chunks).
+# parameters. config/llama_360m.py follows Baby Llama's text; 300 warm-up steps (the table) and chunks of 128
+# (section 2) are Tiny Minds'.
 #   torchrun --nproc_per_node=4 train.py config/tinyminds_llama_360m.py
 out_dir = "out/tinyminds_llama_360m"
 

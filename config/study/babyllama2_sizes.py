@@ -1,5 +1,5 @@
-# Loss against the amount of text for two model sizes (BabyLlama-2, figure 3: 16M and 345M, nested random
-# subsets of 1M words to all):
+# Loss against the amount of text for two model sizes, after BabyLlama-2's figure 3 (16M and 345M, nested
+# random subsets of 100M words, from 1M on); here of 10M words. The paper's: --track=100M, and other shares.
 #   python prepare.py --input_dir=babylm --data_dir=data/babylm --bos=line
 #   for share in 0.1 0.2 0.5; do python prepare.py --input_dir=babylm --bos=line \
 #       --tokenizer=data/babylm/tokenizer.model --train_fraction=$share --data_dir=data/babylm_$share; done

@@ -1,5 +1,5 @@
 # The papers' regime, more parameters than words and many epochs, at a size that two CPU cores carry: 200,513
-# words (412,868 tokens), models of 1.4 to 2.6 million parameters, 6 or 10 epochs of 16 x 128 tokens. A run
+# words (412,868 tokens), models of 1.1 to 2.6 million parameters, 6 or 10 epochs of 16 x 128 tokens. A run
 # takes three to seven minutes of one thread (OMP_NUM_THREADS=1), its scoring one.
 #   python prepare.py --input_dir=babylm --bos=line --vocab_size=2048 --train_fraction=0.02 \
 #       --data_dir=data/million
@@ -52,7 +52,7 @@ runs = [
     f"babyllama-token {_student} {_cached} gpt2 llama",
     "teachers ensemble gpt2 llama",
     "muon-teachers ensemble llama-muon1 llama-muon2",
-    # self-distillation: 58-1 and 58-2 of Nair et al.
+    # self-distillation as Nair et al.'s 58-1 and 58-2, but of a plain model: their 58-0 is Baby Llama
     f"self1 {_student} {_cached} {_published} plain",
     f"self2 {_student} {_cached} {_published} plain self1",
     # DistilledGPT

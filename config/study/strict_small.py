@@ -1,7 +1,7 @@
-# config/study/million.py at the papers' sizes, on the challenge's 10M words and GPUs. Not run: no figure of
-# README or RESULTS.md is from here. The rates of config/strong_*.py were chosen at 1.4 million parameters:
+# Most of config/study/million.py at the papers' sizes, on the challenge's 10M words and GPUs. Not run: no
+# figure of README or RESULTS.md is from here. The rates of config/strong_*.py were chosen at 1.4 million parameters:
 # choose them anew first, with other seeds (python -m tools.sweep).
-#   python prepare.py --input_dir=babylm
+#   python prepare.py --input_dir=babylm --bos=line
 #   python -m tools.study config/study/strict_small.py --seeds=1,2,3 --nproc_per_node=4
 _student = "config/llama_58m.py"
 _large = "config/llama_360m.py --seq_len=128"
@@ -33,7 +33,7 @@ runs = [
     "babyllama2 config/babyllama2.py equal1 equal2",
     # the loss as its equation reads, ensembles
     "babyllama-token config/babyllama.py --kl_reduction=token gpt2 llama",
-    # self-distillation
+    # self-distillation of a plain model
     f"self1 {_student} {_published} plain",
     f"self2 {_student} {_published} plain self1",
     # DistilledGPT
