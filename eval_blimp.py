@@ -14,11 +14,11 @@ nothing appended; the highest is chosen. How years differ is a table in lib/rule
     2025, 2026   the text as the tokenizer gives it: without <s>, a text's first token has no score
 
 The default is 2024: the tables of that year's papers are by it (Baby Llama's: 2023), and so is every number
-in README and RESULTS.md that names no other rules. Today's challenge is --rules=2026, or `python -m tools.submit`. A task is a .jsonl file
-(of EWoK and entity tracking a part of one); a folder's accuracy is the unweighted mean over its tasks (2023:
-over its phenomena). Several checkpoints score as one: averaged logits. Scores are kept in the folder that
---ckpt names, a run's (of its best checkpoint) or a checkpoint's own; those of other commands stay there, as
-long as they are of the same weights.
+in README and RESULTS.md that names no other rules. Today's challenge is --rules=2026, or `python -m
+tools.submit`. A task is a .jsonl file (of EWoK and entity tracking a part of one); a folder's accuracy is
+the unweighted mean over its tasks (2023: over its phenomena). Several checkpoints score as one: averaged
+logits. Scores are kept in the folder that --ckpt names, a run's (of its best checkpoint) or a checkpoint's
+own; those of other commands stay there, as long as they are of the same weights.
 """
 import gzip
 import hashlib

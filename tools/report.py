@@ -408,7 +408,8 @@ def missing(cfg, members, scores):
             for member in members if member.reason]
     if not prepared_text(this)[0]:
         data_dir = shlex.quote(str(this.settings().get("data_dir", "data/babylm")))
-        rows.append(["the prepared text", Code(f"python prepare.py --input_dir=babylm --data_dir={data_dir}")])
+        rows.append(["the prepared text",
+                     Code(f"python prepare.py --input_dir=babylm --data_dir={data_dir}")])
     if not scores.summaries["2026"]:
         rows.append(["the challenge of 2026: its scores, and the hand-in",
                      Code(f"python -m tools.submit --ckpt={path} --data=evaluation_data")])

@@ -1,6 +1,6 @@
 # Most of config/study/million.py at the papers' sizes, on the challenge's 10M words and GPUs. Not run: no
-# figure of README or RESULTS.md is from here. The rates of config/strong_*.py were chosen at 1.4 million parameters:
-# choose them anew first, with other seeds (python -m tools.sweep).
+# figure of README or RESULTS.md is from here. The rates of config/strong_*.py were chosen at 1.4 million
+# parameters: choose them anew first, with other seeds (python -m tools.sweep).
 #   python prepare.py --input_dir=babylm --bos=line
 #   python -m tools.study config/study/strict_small.py --seeds=1,2,3 --nproc_per_node=4
 _student = "config/llama_58m.py"
