@@ -85,8 +85,7 @@ def distill_loss(trainee, batch, cfg, machine, teachers, formula):
         states = [teacher.states(batch) for teacher in teachers]  # (B, T, ...) each
     h = trainee.student.model(batch.x)                            # (B, T, C)
     loss, parts = chunked_loss(formula, h, trainee.student.lm_head, batch.y, *states,
-                               chunk=machine.positions(cfg.loss_chunk), compiled=machine.compile,
-                               scale=machine.scale)
+                               **machine.chunking(cfg))
     if cfg.contrastive:
         n_pair = contrastive_loss(h, states, trainee.companion, cfg.n_pairs)
         loss, parts["n_pair"] = (1 - cfg.contrastive) * loss + cfg.contrastive * n_pair, n_pair.detach()

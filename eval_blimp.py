@@ -85,7 +85,8 @@ def main(cfg):
     about = dict(ckpt=list(cfg.ckpt), step=described["step"], weights_sha256=described["weights_sha256"],
                  dtype=cfg.dtype, rules=cfg.rules, bos=cfg.bos)
     out = result_path(cfg)
-    before = {} if cfg.out else scored_before(out, about)
+    if not cfg.out:
+        scored_before(out, about)
     folders = read_folders(cfg, models, tokenizer, described)
     begin = time.perf_counter()
     many = sum(map(len, folders.values())) >= 20000
@@ -107,6 +108,7 @@ def main(cfg):
         lines += map(json_line, items, scores)
     result["seconds"] = round(time.perf_counter() - begin, 1)
     if out:
+        before = {} if cfg.out else scored_before(out, about)  # now: another command may have written there
         folders = {**before.get("folders", {}), **result["folders"]}
         write_json(out, {**before, **result, "folders": folders})
     if cfg.items:

@@ -124,6 +124,7 @@ class Transformer(nn.Module):
         """Compile each layer in place. One after another and not as a whole: layers alike compile once,
         and DDP can send a layer's gradient while the layers below it are still being differentiated."""
         torch._dynamo.config.cache_size_limit = 64  # of all models together; past it torch gives up silently
+        torch._dynamo.config.optimize_ddp = False  # what is compiled is a layer, not to be cut by DDP
         for layer in self.layers:
             layer.compile(dynamic=False)
 

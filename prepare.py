@@ -284,7 +284,7 @@ def chosen(text, block):
     """The block's share of its text: pieces of 32 lines, taken where a hash of their place lies below it."""
     if block.share == 1:
         return text
-    lines, place = text.splitlines(keepends=True), f"{os.path.basename(block.path)}:{block.start}"
+    lines, place = split_lines(text), f"{os.path.basename(block.path)}:{block.start}"
 
     def taken(piece):
         name = f"{place}:{piece}".encode("utf-8", "surrogateescape")
@@ -292,6 +292,11 @@ def chosen(text, block):
         return int.from_bytes(digest, "big") < block.share * 2 ** 64
     pieces = ["".join(lines[i:i + 32]) for i in range(0, len(lines), 32)]
     return "".join(piece for i, piece in enumerate(pieces) if taken(i))
+
+
+def split_lines(text):
+    """At line feeds alone, which stay: str.splitlines knows ten more ends of lines."""
+    return re.findall(r"[^\n]*\n|[^\n]+", text)
 
 
 def split_documents(text, headings, at_start):
@@ -495,8 +500,7 @@ def encode_block(block, tokenizer_file, bos):
         parts = [(new, clean(block, part)) for new, part in documents]
         parts = [(new and bool(part.strip()), part) for new, part in parts]
     elif bos == "line":
-        lines = re.findall(r"[^\n]*\n|[^\n]+", clean(block, text))
-        parts = [(bool(line.strip()), line) for line in lines]
+        parts = [(bool(line.strip()), line) for line in split_lines(clean(block, text))]
     else:
         parts = [(False, clean(block, text))]
     try:

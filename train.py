@@ -124,9 +124,7 @@ def mean_nll(z, y):
 
 def next_token_loss(trainee, batch, cfg, machine):
     h = trainee.student.model(batch.x)  # (B, T, C)
-    return chunked_loss(cross_entropy, h, trainee.student.lm_head, batch.y,
-                        chunk=machine.positions(cfg.loss_chunk), compiled=machine.compile,
-                        scale=machine.scale)
+    return chunked_loss(cross_entropy, h, trainee.student.lm_head, batch.y, **machine.chunking(cfg))
 
 
 def with_routers(loss_fn, trainee, batch, cfg):

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from lib.configurator import checked
 from lib.files import FORMAT_VERSION, flush_to_disk, parse_json, read_json, regular, sha256, write_json
 from lib.rules import RULES
+from lib.shards import is_file_name
 from lib.tokenizers import load_tokenizer
 from model import LanguageModel, ModelConfig, check_model_config
 
@@ -103,7 +104,7 @@ def sweep(out_dir):
 
 
 def delete_run(out_dir):
-    for name in sorted(filter(RUN_FILES.fullmatch, os.listdir(out_dir))):  # last.json after the rest
+    for name in sorted(filter(RUN_FILES.fullmatch, os.listdir(out_dir))):  # last.json after the checkpoints
         path = os.path.join(out_dir, name)
         remove_folder(path) if os.path.isdir(path) else os.remove(path)
 
@@ -130,8 +131,8 @@ def checkpoint_steps(out_dir):
     return sorted(int(name.removeprefix("ckpt_")) for name in names if re.fullmatch(r"ckpt_\d+", name))
 
 
-def checkpoints(out_dir, last=None):
-    """Checkpoint folders a run can go on from, the latest first, from the folder named `last` on."""
+def checkpoints(out_dir, last):
+    """Checkpoint folders a run can go on from, the latest first, from `last` on (None: all)."""
     folders = [os.path.join(out_dir, f"ckpt_{step}") for step in reversed(checkpoint_steps(out_dir))
                if last is None or step <= int(last.removeprefix("ckpt_"))]
     return [folder for folder in folders if os.path.isfile(os.path.join(folder, "state.json"))]
@@ -176,10 +177,12 @@ def read_checkpoint_config(folder):
     """config.json of a checkpoint folder, of a format this code reads."""
     verify(folder, ["config.json"])
     config = read_json(os.path.join(folder, "config.json"),
-                       ("format_version", "model", "tokenizer", "tokenizer_sha256", "bos"))
+                       ("format_version", "model", "step", "tokenizer", "tokenizer_sha256", "bos"))
     if config["format_version"] != FORMAT_VERSION:
         sys.exit(f"error: {folder} has checkpoint format {config['format_version']}, "
                  f"this code reads {FORMAT_VERSION}")
+    if not is_file_name(config["tokenizer"]) or not isinstance(config["bos"], str):
+        sys.exit(f"error: {folder}/config.json is damaged: 'tokenizer' is no file's name, or 'bos' no text")
     return config
 
 

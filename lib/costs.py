@@ -21,7 +21,7 @@ def training_flops(student, teachers, seq_len, cached=False):
     return 3 * forward_flops(student, seq_len, training=True) + sum(taught)
 
 
-def layer_weights(m, mlps=1):
+def layer_weights(m, mlps):
     """In a layer's matrices."""
     return (2 * m.n_embd ** 2 + 2 * m.n_embd * kv_width(m)
             + mlps * mlp_matrices(m) * m.n_embd * m.intermediate_size)

@@ -49,7 +49,7 @@ class Chunks:
 
     def eligible(self, epoch):
         """The chunks an epoch sees (but for its last partial batch)."""
-        return np.flatnonzero(self.bucket <= epoch // max(self.cfg.curriculum_epochs, 1))
+        return np.flatnonzero(self.bucket <= epoch // self.cfg.curriculum_epochs)
 
     def epoch(self, step):
         """Epochs done after `step` steps: a whole number at the end of one."""

@@ -182,5 +182,5 @@ def read_results(path):
                 if "identity_sha256" not in row:
                     row["settings"].keys(), row["inputs_sha256"]["weights"], row["inputs_sha256"]["texts"]
     except (KeyError, TypeError, AttributeError, ValueError):
-        sys.exit(f"error: {path} is damaged; repair it, or name another --out_dir")
+        sys.exit(f"error: {path} is damaged; repair or delete it, then use tools.finetune again")
     return results

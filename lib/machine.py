@@ -59,6 +59,10 @@ class Machine(NamedTuple):
         """So many positions at a time suit a CPU's cache: the number that suits this device (0: all)."""
         return n * self.kind.chunks
 
+    def chunking(self, cfg):
+        """How chunked_loss applies a formula here."""
+        return dict(chunk=self.positions(cfg.loss_chunk), compiled=self.compile, scale=self.scale)
+
     def autocast(self, **options):
         return torch.autocast(self.device.type, self.dtype, self.dtype != torch.float32, **options)
 
@@ -75,7 +79,6 @@ def start_machine(cfg):
         torch.utils.deterministic.fill_uninitialized_memory = False
     if device.type == "cuda":
         torch.backends.cuda.enable_cudnn_sdp(False)  # it rounds attention's weights to sixteenths
-        torch._dynamo.config.optimize_ddp = False    # layers are compiled one by one, not to be cut by DDP
     dtype = pick_dtype(cfg.dtype, device)
     scale = torch.tensor(SCALE, device=device) if dtype == torch.float16 else None
     return Machine(device, dtype=dtype, scale=scale)
@@ -314,7 +317,8 @@ class Guard:
                     scaled_steps=int(self.scaled_steps))
 
     def restore(self, state):
-        self.bad_steps += state.get("skipped", 0)
+        if self.cfg.not_finite == "skip":  # else they would be this run's own
+            self.bad_steps += state.get("skipped", 0)
         if self.machine.scale is not None and "scale" in state:
             self.machine.scale.fill_(state["scale"])
             self.scaled_steps += state["scaled_steps"]

@@ -28,8 +28,7 @@ def masked_token_loss(trainee, batch, cfg, machine, formula):
     student = trainee.student
     x, at = mask_tokens(batch.x, cfg.mask_rate, torch.rand(batch.x.shape, device=batch.x.device))
     return chunked_loss(formula, take(student.model(x), at), student.lm_head, batch.x.gather(1, at),
-                        chunk=machine.positions(cfg.loss_chunk), compiled=machine.compile,
-                        scale=machine.scale)
+                        **machine.chunking(cfg))
 
 
 # --- contrast -------------------------------------------------------------------------------------
@@ -88,8 +87,7 @@ def adversarial_loss(trainee, batch, cfg, machine, teachers, formula):
     with torch.no_grad():
         states = [t.states(Batch(both)).chunk(2) for t in teachers]
     text, other = student.model(both).chunk(2)
-    apply = partial(chunked_loss, chunk=machine.positions(cfg.loss_chunk), compiled=machine.compile,
-                    scale=machine.scale)
+    apply = partial(chunked_loss, **machine.chunking(cfg))
     on_text, parts = apply(formula, text, student.lm_head, batch.y, *(s for s, _ in states))
     on_other, other_parts = apply(kl_alone, other, student.lm_head, batch.y, *(s for _, s in states))
     return (2 * on_text + on_other) / 3, {**parts, "adversarial_kl": other_parts["kl"]}

@@ -52,6 +52,7 @@ class Keeper:
         self.about = dict(about)  # what every checkpoint's config.json says beside what `describe` knows
         self.first_record = {}  # step 0 of metrics.jsonl
         self.best, self.best_step = math.inf, 0
+        self.git_revision = git_revision()  # of the code that runs; what is there when it saves may be other
         self.waited = 0         # validations since the best was clearly beaten
         self.metrics = None     # until there is something to do
         if machine.rank == 0:
@@ -178,7 +179,7 @@ class Keeper:
         return dict(model=asdict(model.cfg), parameters=model.n_params(), step=step, val_ce=val_ce,
                     tokenizer=meta["tokenizer"], tokenizer_sha256=meta["tokenizer_sha256"],
                     bos=meta["options"]["bos"], data_sha256=data_sha256(meta), words=train_words(self.data),
-                    git_revision=git_revision(), torch=torch.__version__,
+                    git_revision=self.git_revision, torch=torch.__version__,
                     hardware=hardware(self.machine.device), **arithmetic(self.machine),
                     train_config=asdict(self.cfg), **self.about)
 
@@ -274,8 +275,9 @@ def resumable(trainee, optimizers):
     """What resuming needs beside the student's weights: tensors (the optimizers' state of each parameter,
     as '<key>.<parameter>', and what is trained beside the student), and for state.json which optimizers
     these are, what each keeps, and which parameters none has touched yet."""
-    names = {p: name for name, p in named(trainee)}
-    tensors = {name: p for name, p in named(trainee) if name.startswith("companion.")}
+    params = named(trainee)
+    names = {p: name for name, p in params}
+    tensors = {name: p for name, p in params if name.startswith("companion.")}
     keys, untouched = {}, []
     for optimizer, p in optimized(optimizers):
         kind, state = type(optimizer).__name__, optimizer.state.get(p, {})
@@ -301,7 +303,8 @@ def restore(trainee, optimizers, saved, tensors, counters, folder):
     def refuse(reason):
         sys.exit(f"error: {folder}: {reason}; resume with the settings and optimizers it was trained with, "
                  "or name another --out_dir")
-    beside = {name: p for name, p in named(trainee) if name.startswith("companion.")}
+    params = dict(named(trainee))
+    beside = {name: p for name, p in params.items() if name.startswith("companion.")}
     state = {}  # parameter's name -> {key: tensor}
     for name, tensor in tensors.items():
         key, parameter = name.split(".", 1)
@@ -314,7 +317,7 @@ def restore(trainee, optimizers, saved, tensors, counters, folder):
     with torch.no_grad():
         for name, p in beside.items():
             p.copy_(tensors[name])
-    names = {p: name for name, p in named(trainee)}
+    names = {p: name for name, p in params.items()}
     keys = counters.get("optimizers", {"AdamW": ["exp_avg", "exp_avg_sq", "step"]})
     untouched = counters.get("untouched")
     for optimizer, p in optimized(optimizers):
@@ -363,10 +366,12 @@ def refuse_another_run(cfg, data, folder, model, saved, described):
     if described["data_sha256"] != data_sha256(data.meta):
         sys.exit(f"error: {folder} was trained on other data than {cfg.data_dir}; resume with "
                  f"--data_dir={theirs['data_dir']}")
-    for key in ("seed", "batch_size", "seq_len", "random_offset", "curriculum", "curriculum_epochs"):
+    masked = () if cfg.causal else ("mask_rate",)
+    for key in ("seed", "batch_size", "seq_len", "random_offset", "curriculum", "curriculum_epochs",
+                "eval_chunks", *masked):
         if theirs.get(key) != ours[key]:
             sys.exit(f"error: {folder} was trained with {key}={theirs.get(key)}, not {ours[key]}: the data "
-                     "order and what is counted depend on it; resume with its own")
+                     "order, what is counted or which checkpoint is best depend on it; resume with its own")
 
 
 def arithmetic(machine):

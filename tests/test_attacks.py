@@ -19,6 +19,7 @@ from helpers import (
     TINY,
     assert_same,
     distill_config,
+    edit_json,
     flags_of,
     records,
     reseal,
@@ -78,6 +79,19 @@ def test_a_model_that_is_not_the_weights(checkpoint, change, message):
     with pytest.raises(SystemExit, match=message) as e:
         load_checkpoint(str(checkpoint))
     assert "\n" not in str(e.value) and str(checkpoint) in str(e.value)
+
+
+@pytest.mark.parametrize("change,message", [
+    (dict(tokenizer=5), "'tokenizer' is no file's name"),
+    (dict(tokenizer=None), "'tokenizer' is no file's name"),
+    (dict(tokenizer="../model.model"), "'tokenizer' is no file's name"),
+    (dict(bos=["line"]), "'bos' no text"),
+])
+def test_a_checkpoint_that_names_no_file_of_its_own(checkpoint, change, message):
+    edit_json(checkpoint / "config.json", **change)
+    reseal(checkpoint, "config.json")
+    with pytest.raises(SystemExit, match=message):
+        load_checkpoint(str(checkpoint))
 
 
 # --- what a run needs and what would delete it ----------------------------------------------------
@@ -197,8 +211,11 @@ def test_skipped_steps_are_counted_across_a_signal(data, tmp_path, monkeypatch):
     change = dict(not_finite="skip", log_interval=4, eval_interval=100, max_iters=8)
     with pytest.raises(SystemExit, match="stopped by a signal at step 6"):
         run_train(data, tmp_path / "r", **change)
+    shutil.copytree(tmp_path / "r", tmp_path / "stop")
     run_train(data, tmp_path / "r", resume=True, **change)
     assert [(r["step"], r["skipped"]) for r in records(tmp_path / "r")] == [(4, 0), (8, 1)]
+    run_train(data, tmp_path / "stop", resume=True, **{**change, "not_finite": "stop"})  # goes on
+    assert_same(weights(tmp_path / "stop"), weights(tmp_path / "r"))
 
 
 # --- streams and names ----------------------------------------------------------------------------

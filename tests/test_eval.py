@@ -183,6 +183,20 @@ def test_unwritable_results_are_refused_before_scoring(corpus, teachers, tmp_pat
             evaluate(teachers[0], f"{corpus}/pairs", **change)
 
 
+def test_two_commands_at_once_keep_both_scores(teachers, tmp_path, monkeypatch):
+    run, real_scores = shutil.copytree(teachers[1], tmp_path / "run"), eval_blimp.score_items
+    for name in "ab":
+        write_pairs(tmp_path / name, "task", [("the dog sees .", "the dog see .")])
+
+    def score_items(*args):
+        monkeypatch.setattr(eval_blimp, "score_items", real_scores)
+        evaluate(str(run), tmp_path / "b")
+        return real_scores(*args)
+    monkeypatch.setattr(eval_blimp, "score_items", score_items)
+    evaluate(str(run), tmp_path / "a")
+    assert {"a", "b"} <= read_json(run / "blimp.json")["folders"].keys()
+
+
 def test_scores_of_the_same_weights_by_the_same_rules_stay(data, teachers, tmp_path):
     """Not of other weights, nor in a file of the user's own, nor what cannot be read."""
     run, pairs, other = (str(tmp_path / name) for name in ("run", "pairs", "more"))

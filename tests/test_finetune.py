@@ -453,6 +453,13 @@ def test_a_signal_during_the_last_validation_ends_after_writing(teachers, tmp_pa
     assert set(results(tmp_path)["rte"]) == {"1", "2"}
 
 
+def test_after_a_signal_what_is_done_is_not_to_be_done_again(teachers, tmp_path, signalled):
+    write_task(tmp_path / "glue")
+    cfg = settings(teachers, tmp_path, epochs=1, seeds=("1", "2"), overwrite=True)
+    with signalled(), pytest.raises(SystemExit, match="is done, --overwrite with the --tasks and --seeds"):
+        finetune.main(cfg)
+
+
 def test_an_earlier_signal_keeps_nothing_of_the_run(teachers, tmp_path, signalled):
     write_task(tmp_path / "glue")
     cfg = settings(teachers, tmp_path, epochs=2)

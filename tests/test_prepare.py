@@ -505,6 +505,15 @@ def test_killed_prepare_starts_clean(corpus, tmp_path, wait):
     main(PrepareConfig(verify=f"{tmp_path}/d"))
 
 
+def test_a_share_cuts_at_line_feeds_alone(tmp_path):
+    lines = [f"{i} begin\f{i} end .\n" for i in range(2000)]
+    source = write(tmp_path / "in", {"train_10M/gutenberg.train": "".join(lines),
+                                     "dev/gutenberg.dev": "".join(lines[:9])})
+    d = prepared(source, tmp_path / "d", train_fraction=0.3)
+    kept = tokenizer_of(d).decode(tokens(d)).split("\n")
+    assert 300 < len(kept) < 900 and {f"{line}\n" for line in kept if line} <= set(lines)
+
+
 def test_shares_of_the_text_are_nested(tmp_path):
     """A share has about its size, lies within every larger one, and leaves validation and test alone."""
     lines = [f"line number {i} of the corpus .\n" for i in range(40_000)]

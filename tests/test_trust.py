@@ -591,8 +591,23 @@ def test_a_last_checkpoint_without_its_state_is_refused(data, tmp_path):
 
 
 @pytest.mark.parametrize("change", [dict(batch_size=4), dict(seed=1), dict(seq_len=16),
-                                    dict(random_offset=True)])
+                                    dict(random_offset=True), dict(eval_chunks=8)])
 def test_what_the_data_order_depends_on_stays_as_it_was(data, tmp_path, change):
     run_train(data, tmp_path / "run", max_iters=3)
     with pytest.raises(SystemExit, match=f"trained with {next(iter(change))}="):
         run_train(data, tmp_path / "run", max_iters=6, resume=True, **change)
+
+
+def test_masked_models_are_judged_at_the_same_rate(data, tmp_path):
+    run_train(data, tmp_path / "run", max_iters=3, causal=False)
+    with pytest.raises(SystemExit, match="trained with mask_rate=0.15"):
+        run_train(data, tmp_path / "run", max_iters=6, resume=True, causal=False, mask_rate=0.3)
+
+
+def test_checkpoints_name_the_code_that_ran(data, tmp_path, monkeypatch):
+    """And not what was committed meanwhile."""
+    revisions = iter(["begun", "later", "last"])
+    monkeypatch.setattr(lib.runs, "git_revision", lambda: next(revisions))
+    run_train(data, tmp_path / "run")
+    assert {read_checkpoint_config(str(tmp_path / "run" / f"ckpt_{step}"))["git_revision"]
+            for step in (3, 6)} == {"begun"}

@@ -19,8 +19,6 @@ The best epoch is chosen on all rows. Controls have one feature alone, and are t
 
 The defaults below are those of 2024. Other --rules have others (RULES in lib/glue.py). Config files and flags
 win over both, and what they change is named where the scores are printed.
-
-Shapes: B texts, T tokens of the longest, C width, K labels.
 """
 import json
 import math
@@ -125,7 +123,9 @@ def main(cfg):
             results.setdefault(name, {})[seed] = {"rules": cfg.rules, **origin, **score}
         write_json(path, results)
         if interrupted:
-            sys.exit(f"stopped by a signal; {task}, seed {seed} is done, the same command goes on")
+            goes_on = ("--overwrite with the --tasks and --seeds that are left goes on" if cfg.overwrite else
+                       "the same command goes on")
+            sys.exit(f"stopped by a signal; {task}, seed {seed} is done, {goes_on}")
     if cfg.predictions:
         for task, task_cfg in with_first_seed:
             predicted = read_json(os.path.join(task_cfg.out_dir, "predictions.json"))
