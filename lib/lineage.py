@@ -1,5 +1,6 @@
 """Where a model came from: its run, its teachers, what it began as, and theirs in turn, as far as the folders
 are there; and what each of them cost."""
+import contextlib
 import os
 import sys
 from typing import NamedTuple
@@ -38,7 +39,8 @@ def lineage(path):
     members, seen = [], set()
 
     def visit(path, role, sha, near):
-        path = beside(path, near)
+        there = beside(path, near) or [path]
+        path = next((folder for folder in there if not sha or weights_of(folder) == sha), there[0])
         if os.path.realpath(path) in seen:
             return
         seen.add(os.path.realpath(path))
@@ -58,7 +60,7 @@ def look_at(path, role, sha=""):
     metrics = os.path.join(run_folder(path), "metrics.jsonl")
     try:
         described = read_checkpoint_config(find_checkpoint(path))
-        if sha and weights_sha256(path) != sha:
+        if sha and weights_of(path) != sha:
             return Member(name, role, path, {}, [], f"{path} has other weights now")
         rows = records(run_folder(path)) if os.path.isfile(metrics) else []
     except SystemExit as e:
@@ -66,12 +68,20 @@ def look_at(path, role, sha=""):
     return Member(name, role, path, described, rows, "")
 
 
+def weights_of(path):
+    """The SHA-256 of its weights, '' if there are none."""
+    try:
+        return weights_sha256(path)
+    except SystemExit:
+        return ""
+
+
 def beside(path, near):
-    """A folder that a config names: as it is from here, or in the folder `near` if all were moved there. A
-    checkpoint's has its run's name too."""
+    """Folders that a config's path may mean, of those that are there: as it is from here, and in the folder
+    `near` if all were moved there. A checkpoint's has its run's name too."""
     parts = os.path.normpath(path).split(os.sep)
     moved = [os.path.join(near, *parts[-n:]) for n in (1, 2)]
-    return next((folder for folder in [path, *moved] if os.path.isdir(folder)), path)
+    return [folder for folder in [path, *moved] if os.path.isdir(folder)]
 
 
 def parent_folder(path):
@@ -97,12 +107,12 @@ def prepared_text(member):
     """The data folder that a member was trained on and its meta.json; ('', None) if that is not there."""
     if not member.settings().get("data_dir"):
         return "", None
-    folder = beside(member.settings()["data_dir"], parent_folder(member.path))
-    try:
-        meta = read_meta(folder)
-    except SystemExit:
-        return "", None
-    return (folder, meta) if data_sha256(meta) == member.described.get("data_sha256") else ("", None)
+    for folder in beside(member.settings()["data_dir"], parent_folder(member.path)):
+        with contextlib.suppress(SystemExit):
+            meta = read_meta(folder)
+            if data_sha256(meta) == member.described.get("data_sha256"):
+                return folder, meta
+    return "", None
 
 
 def words_seen(member):

@@ -178,7 +178,8 @@ class Keeper:
         model, meta = self.trainee.student, self.data.meta
         return dict(model=asdict(model.cfg), parameters=model.n_params(), step=step, val_ce=val_ce,
                     tokenizer=meta["tokenizer"], tokenizer_sha256=meta["tokenizer_sha256"],
-                    bos=meta["options"]["bos"], data_sha256=data_sha256(meta), words=train_words(self.data),
+                    bos=meta["options"]["bos"], data_sha256=data_sha256(meta),
+                    val_sha256=data_sha256(meta, "val"), words=train_words(self.data),
                     git_revision=self.git_revision, torch=torch.__version__,
                     hardware=hardware(self.machine.device), **arithmetic(self.machine),
                     train_config=asdict(self.cfg), **self.about)

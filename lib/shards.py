@@ -111,9 +111,10 @@ META = dict(  # what is read of meta.json -> is it what prepare.py writes?
     readability=lambda v: v is None or is_counts(v) and all(n.keys() == set("WSYKP") for n in v.values()))
 
 
-def data_sha256(meta):
-    """One hash for what a data folder's tokens are: its tokenizer and shards."""
-    parts = [meta["tokenizer_sha256"], *(s["sha256"] for s in meta["shards"])]
+def data_sha256(meta, split=None):
+    """One hash for what a data folder's tokens are: its tokenizer and shards, or those of a split."""
+    shards = [s["sha256"] for s in meta["shards"] if split in (None, s["split"])]
+    parts = [meta["tokenizer_sha256"], *shards]
     return hashlib.sha256(" ".join(parts).encode()).hexdigest()
 
 

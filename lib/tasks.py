@@ -37,7 +37,7 @@ FORMATS = (
     Format("2026", FIVE, task="{file}_{numops}_ops", without="nothing"),
     Format("2025 2026", ("{prefix_acceptable} |{property_phrase}",                 # COMPS
                          "{prefix_unacceptable} |{property_phrase}"), uid="{comps}"),
-    Format("2025", ("|{sentences[0]}", "|{sentences[1]}"), share="ratio"),         # WUG
+    Format("2025", ("|{sentences[0]}", "|{sentences[1]}"), uid="{wug}", share="ratio"),  # WUG
     Format("2026", FOUR, uid="{example_id}", right="label", per_token=True),       # GlobalPIQA
     Format("2026", TWO, uid="{example_id}", right="label", per_token=True),
 )
@@ -108,7 +108,8 @@ def read_item(row, file, rules, encode):
     if not isinstance(row, dict):
         raise TypeError("not an object")
     form = format_of(row, rules)
-    row = dict(row, file=file, comps=file.removeprefix("comps_").replace("-", "_"))
+    row = dict(row, file=file, comps=file.removeprefix("comps_").replace("-", "_"),
+               wug=re.sub("_(nominalization|tense)$", "", file))
     if form.share and isinstance(row["sentences"], str):
         row["sentences"] = row["sentences"].split("\t")
     check_values(row, form)
@@ -175,4 +176,4 @@ def format_of(row, rules):
 def all_fields(form):
     """The fields that lines of a format have."""
     also = (form.task, form.uid, "{%s}" % form.right, "{%s}" % form.share)
-    return [name for name in fields((*form.candidates, *also)) if name not in ("file", "comps")]
+    return [name for name in fields((*form.candidates, *also)) if name not in ("file", "comps", "wug")]

@@ -148,8 +148,13 @@ class TiktokenTokenizer:
         """Of each token in bytes."""
         return {rank: len(token) for token, rank in self.ranks.items()}
 
+    @cached_property
+    def known(self):
+        return {*self.ranks.values(), *self.specials.values()}
+
     def decode(self, ids):
-        return self.bpe.decode([int(i) for i in ids])
+        """Ids that no token has (the padding of an imported model's vocabulary) give no text."""
+        return self.bpe.decode([i for i in map(int, ids) if i in self.known])
 
     def splits_at_blanks(self):
         return False

@@ -11,12 +11,12 @@ import pytest
 import eval_blimp
 from eval_blimp import EvalConfig
 from helpers import ROOT, edit_json, write_pairs
-from lib.checkpoints import weights_sha256
+from lib.checkpoints import find_checkpoint, weights_sha256
 from lib.files import read_json, write_json
 from lib.rules import RULES
 from lib.scoring import Candidate
 from lib.tasks import Item
-from tools import compare
+from tools import compare, finetune
 
 
 @pytest.mark.parametrize("differences", [
@@ -63,7 +63,11 @@ def test_the_table(corpus, teachers, tmp_path, capsys):
     edit_json(run / "blimp.json", step=1)
     compare.main([str(run), teachers[1]])
     out = capsys.readouterr().out
-    assert f"notice: the scores of {run} by the rules of 2024 are of step 1, its best" in out
+    assert "notice" not in out  # the weights count, which two runs of a step may have otherwise
+    edit_json(run / "blimp.json", weights_sha256="x")
+    compare.main([str(run), teachers[1]])
+    out = capsys.readouterr().out
+    assert f"the scores of {run} by the rules of 2024 are of other weights than it has now (step 1)" in out
 
 
 def test_one_of_k_best_is_a_kth_of_a_point():
@@ -136,15 +140,21 @@ def test_all_scores_of_a_run(teachers, tmp_path, capsys):
     for rules in ("2023", "2024", "2026"):
         score(run, tmp_path / "pairs", rules)
     write_json(f"{run}/reading.json", dict(step=6, rules=["2025", "2026"], reading=4.0, eye_tracking=3.0,
-                                           self_paced=5.0))
-    write_json(f"{run}/aoa_2025.json", dict(rules="2025", score=-0.125, n_words=7, steps=["chck_1M"] * 3))
+                                           self_paced=5.0, weights_sha256=[weights_sha256(run)]))
+    shutil.copytree(find_checkpoint(teachers[0]), f"{run}/chck_1M")
+    write_json(f"{run}/aoa_2025.json", dict(rules="2025", score=-0.125, n_words=7, steps=["chck_1M"] * 3,
+                                            weights_sha256=[weights_sha256(teachers[0])] * 3))
     os.makedirs(f"{run}/scores_2026")
-    benchmarks = dict(EWoK=dict(score=None, se=None, n=0), BLiMP=dict(score=61.0, se=0.5, n=3))
+    benchmarks = dict(EWoK=dict(score=None, se=None, n=0, complete=False),
+                      BLiMP=dict(score=61.0, se=0.5, n=3, complete=True),
+                      GLUE=dict(score=50.0, se=None, n=7, complete=False))
     write_json(f"{run}/scores_2026/summary.json", dict(rules="2026", step=6, means={"overall": 12.0},
                                                        benchmarks=benchmarks))
     os.makedirs(tmp_path / "glue")
-    row = dict(rules="2026", settings={}, inputs_sha256=dict(weights=[weights_sha256(run)], texts=[]),
-               accuracy=0.9)
+    official = finetune.task_config(finetune.FinetuneConfig.from_given(rules="2026"), "mrpc", "42")
+    settings = finetune.non_defaults(official, (*finetune.NOT_PER_TASK, *finetune.WHERE_AND_HOW))
+    row = dict(rules="2026", settings=settings, accuracy=0.9,
+               inputs_sha256=dict(weights=[weights_sha256(run)], texts=[]))
     seeds = {"1": dict(row, f1=0.5), "2": dict(row, f1=0.6), "3": dict(row, f1=0.4)}
     write_json(f"{tmp_path}/glue/results.json", dict(mrpc=seeds))
     capsys.readouterr()
@@ -159,12 +169,23 @@ def test_all_scores_of_a_run(teachers, tmp_path, capsys):
         ["reading", "2025, 2026", "4.00", "", "", "step 6"],
         ["age of acquisition, correlation x 100", "2025", "-12.50", "", "7", "3 checkpoints"],
         ["BLiMP (submit)", "2026", "61.00", "0.50", "3", "step 6"],
+        ["GLUE (submit, a part of it)", "2026", "50.00", "", "7", "step 6"],
         ["overall (submit)", "2026", "12.00", "", "", ""],
         ["mrpc, f1", "2026", "50.00", f"{10 / 3 ** 0.5:.2f}", "", "3 seeds"]]
     scores = read_json(f"{run}/blimp_2026.json")["folders"]["pairs"]
     assert cells[2][2:5] == [f"{100 * scores['accuracy']:.2f}", f"{100 * scores['se']:.2f}", "2"]
     with pytest.raises(SystemExit, match="mrpc of another model than the runs it is joined to"):
         compare.main([teachers[0], str(tmp_path / "glue")])
+    for name in ("reading", "aoa_2025"):
+        edit_json(f"{run}/{name}.json", weights_sha256=["x"])
+    for seed in seeds.values():
+        seed["settings"] = {**settings, "epochs": 1}
+    write_json(f"{tmp_path}/glue/results.json", dict(mrpc=seeds))
+    compare.main([run, str(tmp_path / "glue")])
+    assert capsys.readouterr().out.splitlines()[:3] == [
+        f"notice: reading.json of {run} is of other weights than it has now",
+        f"notice: aoa_2025.json of {run} is of other weights than it has now",
+        "notice: not as the rules of 2026 have it: mrpc (epochs: 10 -> 1)"]
 
 
 def test_what_is_neither_right_nor_wrong_has_a_correlation_alone(tmp_path, capsys):

@@ -16,8 +16,19 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 import distill
 import eval_blimp
 import prepare
-from helpers import GPT2, VOCAB, assert_same, distill_config, edit_json, read_jsonl, run_train, write_pairs
+from helpers import (
+    GPT2,
+    VOCAB,
+    assert_same,
+    distill_config,
+    edit_json,
+    read_jsonl,
+    run_distill,
+    run_train,
+    write_pairs,
+)
 from lib.checkpoints import find_checkpoint, load_checkpoint, read_checkpoint_config
+from lib.files import write_json
 from lib.scoring import candidate
 from lib.tokenizers import load_tokenizer
 from tools import hf
@@ -309,6 +320,23 @@ def test_a_card_tells_the_recipe_and_the_scores(corpus, teachers, tmp_path):
     assert f"{100 * score:.2f}" in card and "| learning_rate | 0.01 |" in card
     val_ce = read_checkpoint_config(find_checkpoint(teachers[1]))["val_ce"]
     assert float(card.split("nats per token | ")[1].split(" ")[0]) == pytest.approx(val_ce, abs=1e-4)
+
+
+def test_a_card_of_other_weights_and_of_a_teacher_with_a_slash(teachers, data, tmp_path):
+    run_distill(data, tmp_path / "student", [f"{teachers[0]}/"], max_iters=3)
+    row = dict(accuracy=0.75, se=0.1, n=4, tasks={"t": {}}, phenomena={})
+    write_json(f"{tmp_path}/student/blimp.json", dict(step=3, weights_sha256="x", folders=dict(pairs=row)))
+    hf.main(["export", str(tmp_path / "student"), str(tmp_path / "out")])
+    card = open(tmp_path / "out/README.md").read()
+    assert "75.00" not in card and "distilled from 1 teachers (gpt2)" in card
+
+
+def test_ids_without_a_token_give_no_text(byte_gpt2):
+    """As of an imported model whose vocabulary is padded."""
+    theirs, ours = AutoTokenizer.from_pretrained(byte_gpt2[0]), load_checkpoint(byte_gpt2[1])[1]
+    ids = ours.encode("the dog sees")
+    padded = [*ids[:1], 10 ** 6, *ids[1:], VOCAB]
+    assert ours.decode(padded) == theirs.decode(padded) == "the dog sees"
 
 
 def test_checkpoints_by_words_are_exported_as_revisions(data, tmp_path):

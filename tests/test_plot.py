@@ -12,7 +12,7 @@ import eval_blimp
 from helpers import distill_config, edit_json, records, reseal, run_train
 from lib import glue
 from lib.checkpoints import find_checkpoint, read_checkpoint_config, weights_sha256
-from lib.files import write_json
+from lib.files import sha256, write_json
 from tools import plot, study
 from tools.plot import PlotConfig
 
@@ -137,13 +137,23 @@ def test_what_cannot_be_compared_is_not_drawn_together(scored, data, tmp_path):
         plot.violins(Figure(), [scored[0], str(tmp_path / "other")], ["x", "y"])
     run_train(data, str(tmp_path / "short"), max_iters=2, seq_len=16)
     for picture in (plot.sizes, plot.violins):
-        with pytest.raises(SystemExit, match="short was validated with another tokenizer, bos, seq_len"):
+        with pytest.raises(SystemExit, match="short was validated with another text, tokenizer, bos, seq"):
             picture(Figure(), [scored[1], str(tmp_path / "short")], ["x", "y"])
+    shutil.copytree(data, tmp_path / "data")
+    meta = json.load(open(tmp_path / "data/meta.json"))
+    val = next(shard for shard in meta["shards"] if shard["split"] == "val")
+    tokens = np.fromfile(tmp_path / "data" / val["file"], "<u2")[::-1]
+    tokens.tofile(tmp_path / "data" / val["file"])
+    val["sha256"] = sha256(str(tmp_path / "data" / val["file"]))
+    write_json(str(tmp_path / "data/meta.json"), meta)
+    run_train(str(tmp_path / "data"), str(tmp_path / "elsewhere"), max_iters=2)
+    with pytest.raises(SystemExit, match="elsewhere was validated with another text"):
+        plot.violins(Figure(), [scored[1], str(tmp_path / "elsewhere")], ["x", "y"])
     shutil.copytree(scored[1], tmp_path / "bare")
     folder = find_checkpoint(str(tmp_path / "bare"))
     edit_json(f"{folder}/config.json", bos="none")
     reseal(folder, "config.json")
-    with pytest.raises(SystemExit, match="bare was validated with another tokenizer, bos"):
+    with pytest.raises(SystemExit, match="bare was validated with another text, tokenizer, bos"):
         plot.violins(Figure(), [scored[1], str(tmp_path / "bare")], ["x", "y"])
     result = json.load(open(f"{scored[1]}/blimp.json"))
     for name, chunks in (("a", 16), ("b", 8)):

@@ -26,7 +26,7 @@ from helpers import (
     write_pairs,
 )
 from lib import charts
-from lib.checkpoints import weights_sha256
+from lib.checkpoints import find_checkpoint, weights_sha256
 from lib.files import read_json, write_json
 from lib.lineage import lineage
 from lib.page import Code, Heading, Paragraph, Quotes, Table, to_html, to_markdown
@@ -143,6 +143,48 @@ def test_lineage_in_numbers(runs):
     assert page.column(caption, "train")["together"] == f"{sum(meta['words']['train'].values()):,}"
 
 
+def test_two_checkpoints_of_a_run_cost_it_once(runs, tmp_path):
+    shutil.copytree(runs, tmp_path / "r")
+    run = str(tmp_path / "r/student")
+    edit_config(run, teachers=["r/llama/ckpt_3", "r/llama/ckpt_6"], teacher_sha256=["", ""])
+    seen = make(run)[0].column("The models of the pipeline", "words seen")
+    each, together = (int(seen[name].replace(",", "")) for name in ("student, this run", "together"))
+    assert len(seen) == 4 and together == pytest.approx(2 * each, abs=1)
+
+
+def edit_config(run, **change):
+    """Of the best checkpoint."""
+    folder = find_checkpoint(run)
+    edit_json(f"{folder}/config.json", **change)
+    reseal(folder, "config.json")
+
+
+def test_another_model_of_a_teachers_name(runs, tmp_path, monkeypatch):
+    """In the current folder is no teacher; one that was trained on is not shown with its new scores."""
+    shutil.copytree(runs, tmp_path / "r")
+    shutil.copytree(f"{runs}/student", tmp_path / "here/llama")
+    run = str(tmp_path / "r/student")
+    mid = read_json(f"{find_checkpoint(run)}/config.json")["teacher_sha256"][0]
+    edit_config(run, teachers=["mid", "llama"], teacher_sha256=[mid, weights_sha256(f"{runs}/llama")])
+    monkeypatch.chdir(tmp_path / "here")
+    member = lineage(run)[-1] if lineage(run)[-1].name == "llama" else lineage(run)[-2]
+    assert os.path.realpath(member.path) == os.path.realpath(tmp_path / "r/llama") and not member.reason
+    edit_json(f"{tmp_path}/r/llama/blimp.json", weights_sha256="x")
+    page, _ = make(run)
+    shown = [row[0] for row in page.tables["Accuracies in 7 tasks of blimp_filtered, rules of 2024"]]
+    assert shown == ["model", "student"]
+
+
+def test_losses_of_the_teachers_that_it_has(runs, tmp_path):
+    """And not of those that it had when it was begun."""
+    shutil.copytree(runs, tmp_path / "r")
+    run = str(tmp_path / "r/student")
+    edit_config(run, teacher_val_ce=[1.25, 2.5])
+    rows = make(run)[0].tables["Loss in nats per token"]
+    assert [row[2] for row in rows if row[0].startswith("teacher")] == ["1.2500", "2.5000"]
+    assert "teachers' ensemble" not in [row[0] for row in rows]
+
+
 def test_what_is_not_there_is_named(runs, tmp_path):
     shutil.copytree(runs, tmp_path / "r")
     shutil.rmtree(tmp_path / "r/gpt2")
@@ -250,22 +292,23 @@ def test_other_scores_are_on_the_page(runs, tmp_path):
     shutil.copytree(runs, tmp_path / "r")
     run = str(tmp_path / "r/student")
     write_json(f"{run}/reading.json", dict(rules=["2025", "2026"], reading=3.456, eye_tracking=5.4321,
-                                           self_paced=1.4799))
+                                           self_paced=1.4799, weights_sha256=["x"]))
     write_json(f"{run}/aoa_2025.json", dict(score=-0.12345))
     edit_json(f"{run}/reading.json", step=2)
-    rows = {seed: dict(rules="2026", accuracy=x, f1=0.1, settings={},
+    rows = {seed: dict(rules="2026", accuracy=x, f1=0.1, settings=dict(max_length=512),
                        inputs_sha256=dict(weights=[weights_sha256(run)], texts=[]))
             for seed, x in (("1", 0.5), ("2", 0.53))}
     os.makedirs(tmp_path / "glue")
     write_json(f"{tmp_path}/glue/results.json", {"rte": rows})
     score(run, f"{runs}/blimp_filtered", rules="2025")
-    edit_json(f"{run}/blimp_2025.json", step=3)
+    edit_json(f"{run}/blimp_2025.json", step=3, weights_sha256="x")
     page, text = make(run, f"--glue={tmp_path}/glue")
     caption = "Scores in %, ± standard error, beside published baselines"
     every = dict((row[0], row[1]) for row in page.tables[caption] if row[1] != "–")
     assert every["reading"] == "3.46" and every["eye tracking"] == "5.43" and every["AoA"] == "-12.35"
     assert every["rte"] == "51.50 ± 1.50"  # (0.53 - 0.5) / sqrt(2) / sqrt(2)
-    assert "Scored at another step than the one above: blimp_filtered (step 3), reading (step 2)." in text
+    assert "Scored with other weights than it has here: blimp_filtered (step 3), reading (step 2)." in text
+    assert "Not fine-tuned as the rules have it: rte (batch_size: 32 -&gt; 64, learning_rate: " in text
     published = page.tables[caption]
     assert ["rte", "51.50 ± 1.50", "56.83", "57.55"] in published and any(
         row[0] == "EWoK" and row[3:] == ["49.49", "49.80", "–", "52.32", "51.22", "–"] for row in published)
@@ -282,14 +325,18 @@ def test_a_hand_in_is_shown_as_it_was_summed_up(runs, tmp_path):
     score(run, f"{runs}/blimp_filtered", rules="2026", out=str(tmp_path / "s.json"))
     result = read_json(tmp_path / "s.json")
     write_json(f"{run}/scores_2026/main/blimp_filtered.json",
-               {"step": result["step"], **result["folders"]["blimp_filtered"]})
+               {"step": result["step"], "weights_sha256": weights_sha256(run),
+                **result["folders"]["blimp_filtered"]})
     write_json(f"{run}/scores_2026/summary.json", dict(
-        step=result["step"],
-        benchmarks={"BLiMP": dict(score=61.234, se=0.5), "EWoK": dict(score=None, se=None)},
+        step=result["step"], weights_sha256=weights_sha256(run),
+        benchmarks={"BLiMP": dict(score=61.234, se=0.5, there=1, of=1, complete=True),
+                    "EWoK": dict(score=None, se=None, there=0, of=1, complete=False),
+                    "GLUE": dict(score=50.0, se=None, there=1, of=7, complete=False)},
         means={"NLP, of 7": 8.7654, "human-like, of 2": 1.0},
         missing={"full_eval/comps": "get it", "GLUE": "python -m tools.finetune"}))
     page, text = make(run)
-    assert "another step" not in text
+    assert "other weights" not in text
+    assert "Of a part of the official tasks or items: GLUE (1 of 7 tasks)." in text
     rows = page.tables["Scores in %, ± standard error, beside published baselines"]
     assert [row[1] for row in rows if row[0] in ("BLiMP", "NLP, of 7")][:2] == ["61.23 ± 0.50", "8.77"]
     (theirs,) = [row[3:] for row in rows if row[0] == "NLP, of 7"]

@@ -151,7 +151,8 @@ def expected_2025(task, file, row, reference, year):
         return uid, [total(whole, row["property_phrase"]) for whole in wholes], 0, wholes
     if task == "wug":
         pair = row["sentences"].split("\t")
-        return file, [total(s, s) for s in pair], 0, pair
+        uid = dict(wug_past_tense="wug_past", wug_adj_nominalization="wug_adj")[file]
+        return uid, [total(s, s) for s in pair], 0, pair
     assert task == "piqa" and year == "2026"
     ends = [" " + row[f"solution{i}"] for i in range(4) if f"solution{i}" in row]
     each = [reference.scored(row["prompt"] + end, end) for end in ends]
@@ -223,7 +224,8 @@ def check(run, reference, folder, task, year, bos, out):
         assert line["scores"] == pytest.approx(scores, rel=0, abs=1e-4)
         if len(scores) == 2:
             assert [line["logp_good"], line["logp_bad"]] == [line["scores"][i] for i in (right, 1 - right)]
-        by_task.setdefault(file if task in ("piqa", "comps") else uid, []).append(points(scores, right, year))
+        name = file if task in ("piqa", "comps", "wug") else uid
+        by_task.setdefault(name, []).append(points(scores, right, year))
         said.setdefault(uid, []).append((f"{uid}_{places.get(uid, 0)}", texts[scores.index(max(scores))]))
         places[uid] = places.get(uid, 0) + 1
         seen.append((scores, row))

@@ -87,6 +87,7 @@ def main(cfg):
                                            pick_device(cfg.device))
     chance = chance_levels({o.word for o in occurrences}, tokenizer, cfg.rules)
     result = dict(ckpt=cfg.ckpt, rules=cfg.rules, steps=steps, bos=cfg.bos,
+                  weights_sha256=[weights_sha256(os.path.join(cfg.ckpt, step)) for step in steps],
                   data_sha256=[sha256(contexts), sha256(children)],
                   **aoa_score(occurrences, surprisals, shares, chance, cfg.rules))
     write_json(out, result)

@@ -115,14 +115,20 @@ def read_results(path):
     results = [read_result(file, path) for file in files if os.path.isfile(file)]
     if not results:
         sys.exit(f"error: no scores at {path}; make them with eval_blimp.py --ckpt={path} --data=...")
-    best = os.path.join(path, "best.json")
-    if os.path.isfile(best):
-        step = read_json(best, ["step"])["step"]
-        for result in results:
-            if result.get("step") != step:
-                print(f"notice: the scores of {path} by the rules of {result.get('rules', '2024')} are of "
-                      f"step {result.get('step')}, its best checkpoint is of step {step}")
+    for result in results:
+        if weights_now(path) not in ("", result.get("weights_sha256")):
+            print(f"notice: the scores of {path} by the rules of {result.get('rules', '2024')} are of other "
+                  f"weights than it has now (step {result.get('step')})")
     return {result.get("rules", "2024"): result for result in results}
+
+
+def weights_now(path):
+    """SHA-256 of the weights of a run's best checkpoint, or of a checkpoint folder; '' of another path. As
+    lib/checkpoints.py has it, without torch, which takes a second to import."""
+    best = os.path.join(path, "best.json")
+    folder = os.path.join(path, read_json(best, ["folder"])["folder"]) if os.path.isfile(best) else path
+    sums = os.path.join(folder, "sha256.json")
+    return read_json(sums, ["model.safetensors"])["model.safetensors"] if os.path.isfile(sums) else ""
 
 
 def read_result(file, path):
@@ -244,6 +250,7 @@ def wilcoxon(differences):
 def compare_finetuned(cfg, labels, paths, folders):
     """A table for GLUE, one for MSGS, and one of the means of GLUE and each data folder."""
     columns = read_glue(paths)
+    point_out_departures(sum(paths, []))
     for (benchmark, rules), tasks in shared_tasks(columns, cfg.tasks).items():
         print_header(f"{benchmark} by the rules of {rules}", labels)
         for task in tasks:
@@ -303,6 +310,24 @@ def finetuned_rows(column):
                 yield file, task, glue.TASKS[task][2], row
 
 
+def departures(column):
+    """{(rules, what of the settings is not as these have it): tasks} of a column's fine-tuning results."""
+    from tools.finetune import other_settings  # here: torch takes a second to import
+    found = {}
+    for _, task, _, row in finetuned_rows(column):
+        if "settings" in row:
+            rules = row.get("rules", "2024")
+            if changed := other_settings(rules, task, row, row["settings"].get("seed", 42)):
+                tasks = found.setdefault((rules, changed), [])
+                tasks += [task] if task not in tasks else []
+    return found
+
+
+def point_out_departures(column):
+    for (rules, changed), tasks in departures(column).items():
+        print(f"notice: not as the rules of {rules} have it: {', '.join(tasks)} ({changed})")
+
+
 def weights_of(runs):
     """Hashes of their weights; none if one is a file of scores or an ensemble's folder."""
     from lib.checkpoints import weights_sha256
@@ -342,6 +367,7 @@ def print_everything(runs, finetuned):
     """One table of what the run's folder has, and of fine-tuning results."""
     rows = [row for path in runs for row in (*choice_rows(path), *word_rows(path), *summary_rows(path))]
     if finetuned:
+        point_out_departures(finetuned)
         rows += glue_rows([*runs, *finetuned])
     if not rows:
         sys.exit(f"error: no scores at {(runs + finetuned)[0]}; make them with eval_blimp.py or tools.submit")
@@ -369,14 +395,22 @@ def word_rows(path):
     file = os.path.join(path, "reading.json")
     if os.path.isfile(file):
         result = read_json(file, ("step", "rules", "reading", "eye_tracking", "self_paced"))
+        point_out_age("reading.json", path, [weights_now(path)], result)
         for name in ("eye_tracking", "self_paced", "reading"):
             yield cells(name.replace("_", " "), ", ".join(result["rules"]), result[name],
                         source=f"step {result['step']}")
     for file in (os.path.join(path, f"aoa_{rules}.json") for rules in FILES):
         if os.path.isfile(file):
             result = read_json(file, ("rules", "score", "n_words", "steps"))
+            now = [weights_now(os.path.join(path, step)) for step in result["steps"]]
+            point_out_age(os.path.basename(file), path, now, result)
             yield cells("age of acquisition, correlation x 100", result["rules"], 100 * result["score"],
                         n=result["n_words"], source=f"{len(result['steps'])} checkpoints")
+
+
+def point_out_age(name, path, now, result):
+    if result.get("weights_sha256") != now:
+        print(f"notice: {name} of {path} is of other weights than it has now")
 
 
 def summary_rows(path):
@@ -386,7 +420,8 @@ def summary_rows(path):
             result = read_json(file, ("rules", "step", "benchmarks", "means"))
             for name, row in result["benchmarks"].items():
                 if row["score"] is not None:
-                    yield cells(f"{name} (submit)", result["rules"], row["score"], row["se"], row["n"],
+                    part = "" if row["complete"] else ", a part of it"
+                    yield cells(f"{name} (submit{part})", result["rules"], row["score"], row["se"], row["n"],
                                 f"step {result['step']}")
             for name, mean in result["means"].items():
                 yield cells(f"{name} (submit)", result["rules"], mean)
@@ -396,8 +431,12 @@ def glue_rows(column):
     """Of results.json of tools.finetune: mean and standard error over seeds."""
     for rules, by_task in read_glue([column])[0].items():
         for task, scores in by_task.items():
-            se = np.std(scores, ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else None
-            yield cells(task_title(task), rules, np.mean(scores), se, source=f"{len(scores)} seeds")
+            yield cells(task_title(task), rules, *mean_and_error(scores), source=f"{len(scores)} seeds")
+
+
+def mean_and_error(scores):
+    """Their mean and its standard error, None of one."""
+    return np.mean(scores), np.std(scores, ddof=1) / len(scores) ** 0.5 if len(scores) > 1 else None
 
 
 if __name__ == "__main__":

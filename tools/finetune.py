@@ -523,6 +523,13 @@ def add_lines(path, predicted):
     write_lines(path, [json.dumps(line) + "\n" for line in there.values()])
 
 
+def other_settings(rules, task, row, seed="42"):
+    """What of a result's settings is not as the rules have it, in words; '' = nothing."""
+    theirs = {**asdict(FinetuneConfig()), **row["settings"]}
+    official = task_config(FinetuneConfig.from_given(rules=rules), task, seed)
+    return differences(asdict(official), theirs, (*NOT_PER_TASK, *WHERE_AND_HOW, "bos"))
+
+
 def departures(cfg):
     """What is not as the rules have it, in words; '' = nothing."""
     official = type(cfg).from_given(rules=cfg.rules)

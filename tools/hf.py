@@ -81,7 +81,8 @@ def export_run(path, folder, bos="auto"):
     kept = [name for name in os.listdir(path) if re.fullmatch(r"chck_\d+M", name)]
     for name in kept:
         export(os.path.join(path, name), os.path.join(folder, name), bos)
-    return f"{folder}: the best checkpoint of {path}" + (
+    source = path if os.path.isfile(os.path.join(path, "config.json")) else f"the best checkpoint of {path}"
+    return f"{folder}: {source}" + (
         f" and {len(kept)} by words seen\neach chck_ folder is for a branch of that name: "
         "hf upload NAME FOLDER/chck_1M . --revision=chck_1M") * bool(kept)
 
@@ -515,7 +516,7 @@ def sequence(step, key):
 
 def model_card(name, path, described):
     """README.md: what it is, how it was trained, what it scored."""
-    teachers = list(map(os.path.basename, described.get("teachers", ())))
+    teachers = [os.path.basename(os.path.normpath(path)) for path in described.get("teachers", ())]
     about = (f"{described['parameters']:,} parameters ({described['model']['arch']}), "
              f"step {described['step']:,} of its training")
     if teachers:
@@ -523,7 +524,7 @@ def model_card(name, path, described):
     head = ["---", "library_name: transformers", "pipeline_tag: text-generation", "---", f"# {name}", "",
             about + ".", "", "| | |", "|---|---|"]
     rows = [f"| {key} | {value} |" for key, value in facts(described).items() if value is not None]
-    return "\n".join([*head, *rows, *scores(path, described["step"])]) + "\n"
+    return "\n".join([*head, *rows, *scores(path, described["weights_sha256"])]) + "\n"
 
 
 def facts(described):
@@ -536,11 +537,11 @@ def facts(described):
             "`<s>` in the training text": described["bos"], "code": described["git_revision"]}
 
 
-def scores(path, step):
-    """Rows for what eval_blimp.py left in the run folder, if it is of this checkpoint."""
+def scores(path, weights):
+    """Rows for what eval_blimp.py left in the run folder, if it is of these weights."""
     file = os.path.join(path, "blimp.json")
-    result = read_json(file, ("folders", "step")) if os.path.isfile(file) else None
-    if result and result["step"] == step:
+    result = read_json(file, ("folders",)) if os.path.isfile(file) else {}
+    if result.get("weights_sha256") == weights:
         for folder, row in result["folders"].items():
             yield (f"| {folder}, %, mean of {len(row['tasks'])} tasks ({result['dtype']}) "
                    f"| {100 * row['accuracy']:.2f} ± {100 * row['se']:.2f} |")

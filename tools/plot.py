@@ -320,13 +320,14 @@ def check_same_chunks(runs, described):
     """Exit if the validation losses of some, with these config.json, are of other chunks."""
     for run, config in zip(runs, described):
         if validated_on(config) != validated_on(described[0]):
-            sys.exit(f"error: {run} was validated with another tokenizer, bos, seq_len or eval_chunks than "
-                     f"{runs[0]}")
+            sys.exit(f"error: {run} was validated with another text, tokenizer, bos, seq_len or eval_chunks "
+                     f"than {runs[0]}")
 
 
 def validated_on(config):
     settings = config.get("train_config", {})
-    return config["tokenizer_sha256"], config.get("bos"), *map(settings.get, ("seq_len", "eval_chunks"))
+    return (config.get("val_sha256"), config["tokenizer_sha256"], config.get("bos"),
+            *map(settings.get, ("seq_len", "eval_chunks")))
 
 
 def power_law(x, y):

@@ -84,6 +84,8 @@ def read_rows(path):
 def read_table(path, columns, read_row):
     """What read_row makes of each row, a dict of texts, of a CSV file that has `columns`."""
     rows = []
+    if not os.path.isfile(path):
+        sys.exit(f"error: no {path}")
     try:
         with open(regular(path), encoding="utf-8-sig", newline="") as f:
             reader = csv.DictReader(f, strict=True)

@@ -19,7 +19,7 @@ import numpy as np
 from eval_blimp import texts_sha256
 from lib import glue
 from lib.charts import Line, line_chart, violins
-from lib.checkpoints import load_ensemble, run_folder
+from lib.checkpoints import load_ensemble, run_folder, weights_sha256
 from lib.configurator import configure, launch
 from lib.files import check_writable, read_json, write_lines
 from lib.lineage import hours, lineage, look_at, prepared_text, trained, words_seen
@@ -31,7 +31,7 @@ from lib.scoring import Candidate
 from lib.tasks import read_items
 from sample import SampleConfig, first_token, generate
 from tools import submit
-from tools.compare import is_finetuned, read_glue, read_results
+from tools.compare import departures, is_finetuned, mean_and_error, read_glue, read_results
 from tools.plot import validated_on
 
 WORST, WRONG = 5, 3  # paradigms, and items of each
@@ -56,6 +56,7 @@ class Scores(NamedTuple):
     aoa: dict        # rules -> what tools/aoa.py wrote
     summaries: dict  # rules -> what tools/submit.py made of all
     glue: dict       # rules -> task -> its seeds' scores in %
+    departures: dict # (rules, what of the settings is not as these have it) -> tasks
 
 
 def main(args):
@@ -123,7 +124,8 @@ def came_from(members):
         made.append([member.name, *[str(described.get(key, "–"))
                                     for key in ("hardware", "torch", "git_revision")],
                      str(member.settings().get("seed", "–"))])
-    words, times = list(map(words_seen, there)), list(map(hours, there))
+    runs = {os.path.realpath(run_folder(member.path)): member for member in there}.values()  # each once
+    words, times = list(map(words_seen, runs)), list(map(hours, runs))
     known = len(there) == len(members) and None not in (*words, *times)
     costs.append(["together" if known else "together, at least", "", "",
                   count(sum(filter(None, words))), f"{sum(filter(None, times)):.3g}", ""])
@@ -158,7 +160,8 @@ def read_twin(cfg, this):
     if twin.reason or not validations(twin):
         sys.exit(f"error: twin: {twin.reason or cfg.twin + ' has no validation loss'}")
     if validated_on(twin.described) != validated_on(this.described):
-        sys.exit(f"error: twin: {cfg.twin} was validated with another tokenizer, bos, seq_len or eval_chunks")
+        sys.exit(f"error: twin: {cfg.twin} was validated with another text, tokenizer, bos, seq_len or "
+                 "eval_chunks")
     return [twin]
 
 
@@ -176,9 +179,10 @@ def losses(this, twin):
     lines += [Line(f"{name}, validation", list(curve.items()), look + " strong")
               for (name, curve), look in zip(curves.items(), ("c1", "c2 d1"))]
     first = next((row for row in this.rows if "teacher_val_ce" in row), {"teacher_val_ce": []})
+    now = this.described.get("teacher_val_ce", first["teacher_val_ce"])  # others, if resumed with others
     taught = [(f"teacher {os.path.basename(os.path.normpath(path))}", loss)
-              for path, loss in zip(this.described.get("teachers", []), first["teacher_val_ce"])]
-    if len(taught) > 1:
+              for path, loss in zip(this.described.get("teachers", []), now)]
+    if len(taught) > 1 and now == first["teacher_val_ce"]:
         taught.append(("teachers' ensemble", first["ensemble_val_ce"]))
     lines += [Line(f"{name}: {loss:.4f}", [(0, loss), (max(train), loss)], f"c{3 + i % 4} d{1 + (i + 1) % 3}")
               for i, (name, loss) in enumerate(taught)]
@@ -212,7 +216,7 @@ def read_scores(cfg, path):
         sys.exit(f"error: no {os.path.join(cfg.glue, 'results.json')}; make it with tools.finetune "
                  f"--ckpt={path} --out_dir={cfg.glue}")
     tuned = read_glue([[path, cfg.glue]])[0] if cfg.glue else {}
-    return Scores(folders, reading, aoa, summaries, tuned)
+    return Scores(folders, reading, aoa, summaries, tuned, departures([cfg.glue]) if cfg.glue else {})
 
 
 def read_folders(file):
@@ -220,7 +224,8 @@ def read_folders(file):
     if not os.path.isfile(file):
         return {}
     (result,) = read_results(file).values()
-    return {folder: {**row, "step": result.get("step")} for folder, row in result["folders"].items()}
+    about = {key: result.get(key) for key in ("step", "weights_sha256")}
+    return {folder: {**row, **about} for folder, row in result["folders"].items()}
 
 
 def scored(scores, this):
@@ -233,20 +238,33 @@ def scored(scores, this):
         if values:
             blocks.append(beside_published(["benchmark", "this run", "chance"], values,
                                            baselines(rules, bool(scores.summaries[rules]))))
+        partial = [f"{name} ({row['there']} of {row['of']} tasks)"
+                   for name, row in scores.summaries[rules].get("benchmarks", {}).items()
+                   if row["score"] is not None and not row["complete"]]
+        if partial:
+            blocks.append(Paragraph(f"Of a part of the official tasks or items: {', '.join(partial)}."))
         dated = {**folders, "tools.submit's table": scores.summaries[rules],
                  "reading": scores.reading if rules in scores.reading.get("rules", ()) else {}}
         stale = [f"{name} (step {row.get('step')})" for name, row in dated.items()
-                 if row and row.get("step") != this.described.get("step")]
+                 if row and not is_of(this, row)]
         if stale:
-            blocks.append(Paragraph(f"Scored at another step than the one above: {', '.join(stale)}."))
+            blocks.append(Paragraph(f"Scored with other weights than it has here: {', '.join(stale)}."))
         if seeds:
             values = {task: mean_and_error(each) for task, each in seeds.items()}
             blocks.append(beside_published(["task", "this run"], values, GLUE.get(rules, {})))
             counts = ", ".join(f"{task} {len(each)}" for task, each in seeds.items())
             blocks.append(Paragraph(f"Fine-tuned, ± over seeds, of which there are: {counts}."))
+        for changed, tasks in [(c, tasks) for (r, c), tasks in scores.departures.items() if r == rules]:
+            blocks.append(Paragraph(f"Not fine-tuned as the rules have it: {', '.join(tasks)} ({changed})."))
         for folder, row in folders.items():
             blocks += folder_tables(f"{folder}, rules of {rules}", row)
     return blocks or [Paragraph("Nothing was scored yet.")]
+
+
+def is_of(member, row):
+    """Whether a result is of the member's weights."""
+    theirs = row.get("weights_sha256")  # tools/reading.py has a list of them
+    return (theirs[0] if isinstance(theirs, list) else theirs) == weights_sha256(member.path)
 
 
 def folder_tables(title, row):
@@ -329,7 +347,8 @@ def distribution(members, scores):
     shown, names = {}, [member.name for member in members]
     for member in members:
         row = read_scores(ReportConfig(), member.path).folders[rules].get(folder, {})
-        if row.get("sha256") == this["sha256"]:
+        known = member is members[0] or not member.reason and is_of(member, row)
+        if known and row.get("sha256") == this["sha256"]:
             name = member.name if names.count(member.name) == 1 else member.path
             shown[name] = [100 * task["accuracy"] for task in row["tasks"].values()]
     title = f"Accuracies in {len(this['tasks'])} tasks of {folder}, rules of {rules}"
@@ -429,11 +448,6 @@ def missing(cfg, members, scores):
 
 def plus_minus(row):
     return f"{100 * row['accuracy']:.2f} ± {100 * row['se']:.2f}"
-
-
-def mean_and_error(values):
-    """Over seeds; no error of one."""
-    return np.mean(values), np.std(values, ddof=1) / len(values) ** 0.5 if len(values) > 1 else None
 
 
 if __name__ == "__main__":

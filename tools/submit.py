@@ -23,7 +23,7 @@ import math
 import os
 import pathlib
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -31,12 +31,13 @@ from distill import Teacher
 from eval_blimp import EvalConfig, preferred, read_folders, score_items, summary
 from lib import glue
 from lib.checkpoints import find_checkpoint, load_ensemble, run_folder, weights_sha256
-from lib.configurator import differences, launch
+from lib.configurator import launch
 from lib.files import check_writable, lock, read_json, sha256, write_json, write_lines
 from lib.machine import can_compile, pick_device
 from lib.rules import RULES
 from lib.scoring import added_bos
 from tools import aoa, finetune, reading
+from tools.compare import score
 
 
 @dataclass
@@ -259,7 +260,7 @@ def score_choices(cfg, task, data, models, tokenizer, described):
     if task.key.startswith("global_piqa"):  # each item is a UID of its own
         shares = {task.key: sum(shares.values()) / len(shares)}
     if "rho" in found:
-        shares = {name: row["rho"] for name, row in found["tasks"].items()}
+        shares = dict.fromkeys(predictions, found["rho"])
     return dict(step=described["step"], **found, predictions=predictions, shares=shares)
 
 
@@ -328,7 +329,7 @@ def finetuned(cfg, weights, missing):
             found = {task: read_json(file, [task])[task]}
             results[task] = dict(rows[seed], seed=seed, predictions=found)
             results[task]["complete"] = check_count(f"GLUE: {task}", results[task], (1, size), missing)
-            if changed := other_settings(cfg, task, rows[seed]):
+            if changed := finetune.other_settings(cfg.rules, task, rows[seed]):
                 missing[f"GLUE: {task} as officially"] = f"its settings were others ({changed})"
     absent = [task for task in GLUE_SIZES if task not in results]
     if absent:
@@ -336,13 +337,6 @@ def finetuned(cfg, weights, missing):
             f"python -m tools.finetune --ckpt={cfg.ckpt} --data={cfg.data}/full_eval/glue_filtered "
             f"--rules={cfg.rules} --out_dir={cfg.glue} --tasks={','.join(absent)}")
     return results
-
-
-def other_settings(cfg, task, row):
-    """What of a result's settings is not as the rules have it, in words; '' = nothing."""
-    theirs = {**asdict(finetune.FinetuneConfig()), **row["settings"]}
-    official = finetune.task_config(finetune.FinetuneConfig.from_given(rules=cfg.rules), task, "42")
-    return differences(theirs, asdict(official), (*finetune.NOT_PER_TASK, *finetune.WHERE_AND_HOW, "bos"))
 
 
 # --- what is handed in ----------------------------------------------------------------------------
@@ -386,11 +380,7 @@ def official_files(cfg, by_revision, learned, tuned):
 def report_lines(result):
     """A score by UID, in %, and the average."""
     yield from (f"{uid}: {100 * share:.2f}\n" for uid, share in result["shares"].items())
-    yield f"\nAVERAGE\n{result['reading'] if 'reading' in result else main_score(result):.2f}\n"
-
-
-def main_score(result):
-    return 100 * result.get("rho", result.get("accuracy"))
+    yield f"\nAVERAGE\n{result['reading'] if 'reading' in result else score(result):.2f}\n"
 
 
 def hand_in(cfg, full, fast, learned, tuned):
@@ -418,7 +408,7 @@ def scores_and_means(cfg, full, learned, tuned):
     officially what is missing, or not complete, counts 0."""
     scores = {}
     for key, result in full.items():
-        value = result["reading"] if key == "reading" else main_score(result)
+        value = result["reading"] if key == "reading" else score(result)
         se = None if key == "reading" or "rho" in result else 100 * result["se"]
         n = result["rows"][reading.SELF_PACED] if key == "reading" else result["n"]
         scores[key] = Score(value, se, n, result["complete"])
