@@ -6,8 +6,8 @@
 #   python -m tools.study config/study/million.py --seeds=1,2,3
 # Baby Llama has two larger teachers of two kinds, BabyLlama-2 two of the student's own size and more weight
 # decay, Tiny Minds two small ones and a GPT-2 as the student. None has dropout (the papers' GPT-2 has 0.1): a
-# CPU takes three times as long with it. Rates and decay were chosen on validation loss with seed 11; of `strong`
-# offsets, alpha, Muon, decay and whether another rate pays (too little) with 11 to 13.
+# CPU takes three times as long with it. Rates and decay were chosen on validation loss with seed 11; those of
+# `strong` (offsets, alpha, Muon, decay, whether another rate pays: too little) with 11 to 13.
 _llama = "config/llama_16m.py --n_layer=4 --n_head=4"
 _gpt2 = "config/gpt2_10m.py --n_layer=4 --n_head=4 --micro_batch_size=0 --weight_decay=0.1 --dropout=0"
 _small = f"{_gpt2} --n_embd=128 --intermediate_size=512"
