@@ -255,7 +255,7 @@ def write_teacher(folder, cfg, data):
     """A run folder of an untrained teacher, at once: of several ranks one is the first."""
     torch.manual_seed(0)
     meta = read_meta(data)
-    described = dict(model=asdict(cfg), bos="none", tokenizer=meta["tokenizer"],
+    described = dict(model=asdict(cfg), step=0, bos="none", tokenizer=meta["tokenizer"],
                      tokenizer_sha256=meta["tokenizer_sha256"])
     mine = f"{folder}.{os.getpid()}"
     tokenizer = pathlib.Path(data, meta["tokenizer"]).read_bytes()
