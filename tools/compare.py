@@ -115,8 +115,9 @@ def read_results(path):
     results = [read_result(file, path) for file in files if os.path.isfile(file)]
     if not results:
         sys.exit(f"error: no scores at {path}; make them with eval_blimp.py --ckpt={path} --data=...")
+    now = weights_now(path)
     for result in results:
-        if weights_now(path) not in ("", result.get("weights_sha256")):
+        if now not in ("", result.get("weights_sha256")):
             print(f"notice: the scores of {path} by the rules of {result.get('rules', '2024')} are of other "
                   f"weights than it has now (step {result.get('step')})")
     return {result.get("rules", "2024"): result for result in results}

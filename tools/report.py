@@ -254,8 +254,10 @@ def scored(scores, this):
             blocks.append(beside_published(["task", "this run"], values, GLUE.get(rules, {})))
             counts = ", ".join(f"{task} {len(each)}" for task, each in seeds.items())
             blocks.append(Paragraph(f"Fine-tuned, ± over seeds, of which there are: {counts}."))
-        for changed, tasks in [(c, tasks) for (r, c), tasks in scores.departures.items() if r == rules]:
-            blocks.append(Paragraph(f"Not fine-tuned as the rules have it: {', '.join(tasks)} ({changed})."))
+        for (year, changed), tasks in scores.departures.items():
+            if year == rules:
+                names = ", ".join(tasks)
+                blocks.append(Paragraph(f"Not fine-tuned as the rules have it: {names} ({changed})."))
         for folder, row in folders.items():
             blocks += folder_tables(f"{folder}, rules of {rules}", row)
     return blocks or [Paragraph("Nothing was scored yet.")]
